@@ -65,7 +65,8 @@ def store(name: str, digest: str, result: Result, folder: Path | None = None) ->
         handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".part")
         try:
             with os.fdopen(handle, "wb") as file:
-                np.savez(file, plain=text, **{f"array_{k}": v for k, v in arrays.items()})
+                named: dict[str, Any] = {f"array_{k}": v for k, v in arrays.items()}
+                np.savez(file, plain=text, **named)
             os.replace(temporary, path)
         except BaseException:
             Path(temporary).unlink(missing_ok=True)

@@ -100,7 +100,10 @@ class Claim:
         """Claim out of the dictionary that an executed notebook holds."""
         limits = {"low": -math.inf, "high": math.inf}
         filled = {k: limits.get(k) if v is None else v for k, v in data.items()}
-        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in filled.items()})
+        fields: dict[str, Any] = {
+            k: tuple(v) if isinstance(v, list) else v for k, v in filled.items()
+        }
+        return cls(**fields)
 
     def show(self) -> None:
         """Display the card; the executed notebook keeps the claim itself as JSON beside it."""

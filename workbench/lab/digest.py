@@ -227,7 +227,7 @@ def _describe_array(value: Any) -> Any:
         value = pd.util.hash_pandas_object(value).to_numpy()
     if isinstance(value, np.generic | np.ndarray) and value.dtype != object:
         block = np.ascontiguousarray(value)
-        return ["array", str(block.dtype), block.shape, hashlib.sha256(block).hexdigest()]
+        return ["array", str(block.dtype), block.shape, hashlib.sha256(block.data).hexdigest()]
     raise TypeError(
         f"a {type(value).__name__} has no stable digest; pass numbers, strings, arrays, frames, "
         "or lists and dictionaries of them"

@@ -156,8 +156,9 @@ class Run:
             with Progress(fn.__name__.replace("_", " "), len(missing)) as bar:
                 todo = [(i, {**settings, **calls[i]}) for i in missing]
                 for i, result in self._parallel(fn, todo):
-                    results[i] = cache.plain(result, f"{name}(seed={calls[i]['seed']})")
-                    cache.store(name, keys[i], results[i])
+                    plain = cache.plain(result, f"{name}(seed={calls[i]['seed']})")
+                    cache.store(name, keys[i], plain)
+                    results[i] = plain
                     bar.step()
         frame = pd.DataFrame([{**c, **(r or {})} for c, r in zip(calls, results, strict=True)])
         frame.attrs = {
