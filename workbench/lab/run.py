@@ -39,7 +39,8 @@ def start(
         scale: ``smoke`` (tests, seconds), ``laptop`` (published verdicts, minutes) or ``gpu``.
         device: ``auto`` takes cuda, then mps, then cpu; or the name of a torch device.
         seed: the first seed; ``run.seeds(fn, n=5)`` uses ``seed`` .. ``seed + 4``.
-        jobs: parallel workers; default ``WORKBENCH_JOBS``, else one a core (one on a GPU).
+        jobs: parallel workers; default ``WORKBENCH_JOBS``, else one a core (one on a GPU and at
+            scale ``smoke``).
         executor: ``loky`` (processes), ``sequential``, ``threading``, ``dask`` (the cluster of the
             current ``dask.distributed.Client``, or a new local one), or the address of a Dask
             scheduler (``tcp://host:port``); default ``WORKBENCH_EXECUTOR``, else ``loky``.
@@ -62,10 +63,10 @@ def start(
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(f"device: {device!r} cannot be used here ({reason})") from None
-    if jobs is None and "WORKBENCH_JOBS" in os.environ:
+    if jobs is None and scale != "smoke" and "WORKBENCH_JOBS" in os.environ:
         jobs = int(os.environ["WORKBENCH_JOBS"])
-    if jobs is None:
-        jobs = 1 if chosen.type != "cpu" else os.cpu_count() or 1
+    if jobs is None:  # at smoke scale, starting workers costs more than they save
+        jobs = 1 if chosen.type != "cpu" or scale == "smoke" else os.cpu_count() or 1
     if jobs < 1:
         raise ValueError(f"jobs: expected at least 1, got {jobs}")
     executor = executor or os.environ.get("WORKBENCH_EXECUTOR") or "loky"
