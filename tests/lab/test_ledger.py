@@ -24,7 +24,9 @@ def claim(paper: str = "lens", name: str = "main", **changes: Any) -> dict[str, 
 
 def test_a_claim_survives_the_file(tmp_path: Path) -> None:
     file = tmp_path / "ledger.csv"
-    odd = claim(statement='a "quoted", line\nand <more>', effect=1 / 3, published=0.1 + 0.2, data="")
+    odd = claim(
+        statement='a "quoted", line\nand <more>', effect=1 / 3, published=0.1 + 0.2, data=""
+    )
     ledger.record([odd], file)
     row = ledger.read(file).iloc[0]
     assert row["statement"] == odd["statement"] and row["data"] == ""
@@ -52,7 +54,9 @@ def test_recording_replaces_the_row_of_the_same_key_only(tmp_path: Path) -> None
     ledger.record([claim(), claim(device="cuda"), claim(scale="gpu"), claim(data="other")], file)
     after = ledger.record([claim(effect=9.0)], file)
     assert len(after) == 4
-    mine = after[(after["device"] == "cpu") & (after["scale"] == "laptop") & (after["data"] == "toy")]
+    mine = after[
+        (after["device"] == "cpu") & (after["scale"] == "laptop") & (after["data"] == "toy")
+    ]
     assert mine["effect"].tolist() == [9.0]
 
 

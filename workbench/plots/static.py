@@ -54,12 +54,23 @@ def figure(explorer: Explorer, state: Mapping[str, Any]) -> Figure:
 
 
 def caption(explorer: Explorer, state: Mapping[str, Any], result: Result) -> str:
-    """Readouts and controls in words, one line each."""
+    """Readouts and controls in words, in lines that fit the figure."""
     numbers = [
         f"{label}: {text} {ends}".rstrip() for label, text, ends in readouts(explorer, result)
     ]
     moved = [f"{c.label}: {c.text(state[c.name])}" for c in explorer.controls]
-    return "\n".join("   ·   ".join(line) for line in (numbers, moved) if line)
+    return "\n".join("   ·   ".join(line) for part in (numbers, moved) for line in _lines(part))
+
+
+def _lines(parts: list[str], width: int = 110) -> list[list[str]]:
+    """Parts in lines of at most `width` characters, separators included."""
+    lines: list[list[str]] = []
+    for part in parts:
+        if lines and sum(len(p) + 7 for p in lines[-1]) + len(part) <= width:
+            lines[-1].append(part)
+        else:
+            lines.append([part])
+    return lines
 
 
 def readouts(explorer: Explorer, result: Result) -> list[tuple[str, str, str]]:
