@@ -10,12 +10,12 @@ import textwrap
 import time
 from pathlib import Path
 
+import experiments_for_tests as experiments
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 
-import experiments_for_tests as experiments
 from workbench import lab
 from workbench.lab.run import Run
 

@@ -237,7 +237,10 @@ def status_table(frame: pd.DataFrame) -> str:
         mine = frame[frame["family"] == family["slug"]]
         if (mine["status"] == "planned").all():
             continue
-        lines.append(_table_line(f"[{family['title']}](notebooks/{family['slug']}.ipynb)", mine))
+        name = family["title"]
+        if notebook_file(family["slug"]).exists():
+            name = f"[{name}](notebooks/{family['slug']}.ipynb)"
+        lines.append(_table_line(name, mine))
     lines.append(_table_line(f"All {len(families())} families", frame))
     return "\n".join(lines)
 

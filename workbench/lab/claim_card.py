@@ -76,7 +76,8 @@ def card_html(claim: Claim) -> str:
         f'margin-right:9px">{claim.verdict}</strong> {escape(claim.statement)}</div>'
         f'<div style="margin-top:7px">{escape(result_sentence(claim))}</div>'
         f"{_strip(claim)}"
-        f'<div style="margin-top:4px;font-size:90%;opacity:.75">{escape(setting(claim))}</div></div>'
+        '<div style="margin-top:4px;font-size:90%;opacity:.75">'
+        f"{escape(setting(claim))}</div></div>"
     )
 
 

@@ -88,12 +88,13 @@ class Claim:
         )
 
     def to_json(self) -> dict[str, Any]:
-        """JSON-able dictionary; an unbounded interval is null. ``from_json`` gives the claim back."""
-        out = {
-            k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(self).items()
-        }
-        unbounded = {k: None for k in ("low", "high") if not math.isfinite(out[k])}
-        return {**out, **unbounded}
+        """JSON-able dictionary, for ``from_json``; an unbounded interval becomes null."""
+        out: dict[str, Any] = {}
+        for name, value in dataclasses.asdict(self).items():
+            if name in ("low", "high") and not math.isfinite(value):
+                value = None
+            out[name] = list(value) if isinstance(value, tuple) else value
+        return out
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Claim:

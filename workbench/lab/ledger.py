@@ -1,7 +1,7 @@
 """The reproduction ledger: what was claimed, what was measured, and what changed since.
 
-``data/ledger.csv`` holds one row per (paper, claim, scale, device, data). Rows come from claims that
-an executed notebook stores as JSON; nobody types them.
+``data/ledger.csv`` holds one row per (paper, claim, scale, device, data). Rows come from claims
+that an executed notebook stores as JSON; nobody types them.
 """
 
 from __future__ import annotations
@@ -168,7 +168,11 @@ def compare(
     for _, row in new.iterrows():
         key = tuple(row[name] for name in KEY)
         old = before.pop(key, None)
-        line = {**dict(zip(KEY, key, strict=True)), "verdict": row["verdict"], "effect": row["effect"]}
+        line = {
+            **dict(zip(KEY, key, strict=True)),
+            "verdict": row["verdict"],
+            "effect": row["effect"],
+        }
         out.append(line | {"change": _change(row, old)} | _was(old))
     for key, old in before.items():
         if key[0] in about and (key[2], key[3]) in places:

@@ -191,7 +191,7 @@ class Run:
     def identity(
         self, slug: str, statement: str, lhs: Any, rhs: Any, tol: float = 1e-6, **details: Any
     ) -> claims.Claim:
-        """Check an equality proved in the paper, strictly, and show the card; see ``claims.equal``."""
+        """Check an equality proved in the paper and show the card; see ``claims.equal``."""
         return self._emit(claims.equal(slug, statement, lhs, rhs, tol, **details))
 
     def _emit(self, claim: claims.Claim) -> claims.Claim:
