@@ -49,7 +49,7 @@ def broken(importer: str, imported: str) -> str | None:
 
 
 class Floors(Contract):
-    """Figures over experiments over methods; families never import each other; methods never plot."""
+    """Figures over experiments over methods; families apart; methods never plot."""
 
     def check(self, graph: ImportGraph, verbose: bool) -> ContractCheck:
         """Look at every direct import of this package."""

@@ -15,7 +15,7 @@ from torch import nn
 
 from workbench.calibration import attentiveness as at
 
-WORDS = ["<s>", "\n", *"?:.,ABCD", *"or question answer choices correct is the".split()]
+WORDS = ["<s>", "\n", *"?:.,ABCD", *["or", "question", "answer", "choices", "correct", "is", "the"]]
 WORDS += ["red", "blue", "sky", "green"]
 
 

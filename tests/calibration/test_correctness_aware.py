@@ -243,9 +243,7 @@ def test_transforms_keep_what_they_should():
     images = torch.rand(2, 1, 12, 12, generator=torch.Generator().manual_seed(0))
     assert torch.allclose(study.affine(images, degrees=0), images, atol=1e-5)
     quarter = study.affine(images, degrees=90)
-    assert torch.allclose(quarter, torch.rot90(images, -1, (2, 3)), atol=1e-4) or torch.allclose(
-        quarter, torch.rot90(images, 1, (2, 3)), atol=1e-4
-    )
+    assert torch.allclose(quarter, torch.rot90(images, 1, (2, 3)), atol=1e-4)
     moved = study.affine(images, right=1 / 12)
     assert torch.allclose(moved[..., 1:], images[..., :-1], atol=1e-4)
     flat = torch.ones(1, 1, 12, 12)

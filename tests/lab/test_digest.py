@@ -86,7 +86,8 @@ def in_main(
 def test_a_notebook_function_is_digested_by_its_text_and_what_it_calls(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    text = "import numpy as np\ndef inner(x):\n    return x + {}\n\n\ndef f(seed):\n    return np.abs(inner(seed))\n"
+    text = "import numpy as np\ndef inner(x):\n    return x + {}\n\n\n"
+    text += "def f(seed):\n    return np.abs(inner(seed))\n"
     one = digest.source(in_main(text.format(1), "f", monkeypatch, tmp_path))
     two = digest.source(in_main(text.format(2), "f", monkeypatch, tmp_path))
     assert one != two

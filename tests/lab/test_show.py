@@ -54,6 +54,23 @@ def test_a_silent_progress_bar_still_counts() -> None:
     assert bar.done == 3
 
 
+def test_a_watched_bar_is_one_output_that_ends_empty(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[str] = []
+    handle = types.SimpleNamespace(update=seen.append)
+    fake, screen = types.ModuleType("IPython"), types.ModuleType("IPython.display")
+    fake.get_ipython = lambda: types.SimpleNamespace(kernel=object())  # type: ignore[attr-defined]
+    screen.HTML = str  # type: ignore[attr-defined]
+    screen.display = lambda html, display_id: seen.append(html) or handle  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "IPython", fake)
+    monkeypatch.setitem(sys.modules, "IPython.display", screen)
+    monkeypatch.delenv("WORKBENCH_HEADLESS")
+    with Progress("a < b", 2) as bar:
+        bar._drawn -= 1
+        bar.step()
+    assert "0 of 2" in seen[0] and "a &lt; b: 1 of 2, about 0 s left" in seen[1]
+    assert seen[-1] == ""
+
+
 @pytest.mark.parametrize(
     ("answer", "expected", "said"),
     [

@@ -57,11 +57,13 @@ class Progress:
             self._handle.update(HTML(self._html()))
 
     def _html(self) -> str:
-        seconds = time.monotonic() - self._start
-        left = f", about {seconds / self.done * (self.total - self.done):.0f} s left"
+        left = ""
+        if self.done:
+            each = (time.monotonic() - self._start) / self.done
+            left = f", about {each * (self.total - self.done):.0f} s left"
         return (
             f"<progress value='{self.done}' max='{max(self.total, 1)}'></progress> "
-            f"{html.escape(self.label)}: {self.done} of {self.total}{left if self.done else ''}"
+            f"{html.escape(self.label)}: {self.done} of {self.total}{left}"
         )
 
     def __exit__(
