@@ -19,7 +19,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from workbench.lab import paths
+from workbench.lab import ledger, paths
 from workbench.lab.claims import hardware
 
 COLUMNS = [
@@ -130,7 +130,26 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
         )
     for name in ("ours_s", "peer_s", "ratio", "memory_mb", "input_mb"):
         table[name] = [float(f"{value:.3g}") for value in table[name].astype(float)]
-    table.sort_values(["operation", "peer"]).to_csv(file, index=False)
+    table = table.sort_values(["operation", "peer"])
+    ledger.write_csv(table, file)
+    _write_readme(table)
+
+
+def _write_readme(table: pd.DataFrame) -> None:
+    """Put the table between README's marks."""
+    readme = paths.root() / "README.md"
+    text = readme.read_text(encoding="utf8")
+    begin, end = "<!-- bench:begin -->", "<!-- bench:end -->"
+    lines = ["| Operation | Against | Ours | Peer | Ratio | Bar |", "|---|---|---|---|---|---|"]
+    for row in table.to_dict("records"):
+        bar = "" if math.isnan(row["bar"]) else f"{row['bar']:g}x"
+        ours, peer = _seconds(row["ours_s"]), _seconds(row["peer_s"])
+        ratio = f"**{row['ratio']:.3g}x**"
+        lines.append(f"| {row['operation']} | {row['peer']} | {ours} | {peer} | {ratio} | {bar} |")
+    machine = ", ".join(sorted(table["machine"].unique()))
+    body = "\n".join([*lines, "", f"Machine: {machine}."])
+    head, tail = text[: text.index(begin) + len(begin)], text[text.index(end) :]
+    ledger.replace_text(readme, f"{head}\n{body}\n{tail}")
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:

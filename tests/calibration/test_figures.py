@@ -211,6 +211,7 @@ def test_files_are_read(tmp_path, kind):
         scores, labels = read_predictions(given)
         assert np.allclose(softmax(scores, axis=1), probs)
         assert np.array_equal(labels, LABELS)
+    assert explore(path).restore().startswith(f"calibration.explore({str(path)!r}, temperature=1")
     assert explore(path).result()["error"] == pytest.approx(
         explore(LOGITS, LABELS).result()["error"], abs=1e-9
     )

@@ -1,8 +1,6 @@
 """Partial programs with a guarantee: the optimiser, the nesting, the calibration, the trees."""
 
-import ast
 import itertools
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,19 +10,17 @@ from hypothesis import strategies as st
 from scipy import optimize, stats
 
 from workbench.calibration.code_trees import Tree
+from workbench.calibration.experiments import pac_code_sets as study
+from workbench.calibration.figures_pac import explore_code_sets, tinted
 from workbench.calibration.pac_code_sets import (
     TAUS,
     PartialProgram,
-    aligned,
     binom_k,
     calibrate,
-    contains,
     greedy_holes,
     nested_holes,
     optimal_holes,
 )
-
-CODE = "f(a, b + 1)[0]"
 
 
 def random_tree(rng, n):
@@ -281,99 +277,111 @@ def test_guarantee_holds_over_draws():
     assert wrong > 0  # not needlessly conservative either
 
 
-# trees of programs
+# the experiment
 
 
-def test_nodes_own_their_text():
-    tree = Tree.from_ast(CODE)
-    kinds = [label.split("(")[0] for label in tree.labels]
-    assert kinds[:5] == ["Subscript", "Call", "Name", "Name", "BinOp"]
-    assert kinds[5:] == ["Name", "Constant", "Constant"]
-    own = ["".join(np.array(list(CODE))[tree.owner == v]).replace(" ", "") for v in range(8)]
-    assert own == ["[]", "(,)", "f", "a", "+", "b", "1", "0"]
+def test_threshold_baseline_by_hand():
+    # 0 has children 1 and 4; 2 and 3 hang on 1; nodes 2, 3 and 4 cost more than the budget of 1
+    tree = Tree.from_parents([-1, 0, 1, 1, 0])
+    costs, taus = np.array([0.0, 0.5, 2.0, 2.0, 3.0]), np.exp([-1.0])
+    free, two, one = (study.threshold_holes(tree, costs, taus, m)[0] for m in (None, 2, 1))
+    assert free.tolist() == [True, True, False, False, False]
+    assert two.tolist() == [True, False, False, False, False]  # 2 and 3 meet in 1
+    assert not one.any()
 
 
-def test_costs_sum_the_tokens_of_each_node_and_are_clipped():
-    tree = Tree.from_ast("a + b1")
-    costs = tree.costs([0, 2, 4, 5, 6], [0.5, 1.0, 2.0, 3.0, 20.0])
-    # "a", "+", "b", "1" and what follows the expression: that and "+" are the root's
-    assert costs.tolist() == [10.0, 0.5, 5.0]
-    assert tree.costs([0], [3.0], clip=2.0).max() == 2.0
+def test_vocabulary_numbers_names_of_the_context_and_hides_first_mentions():
+    words = study.Vocabulary(("<pad>", "\n", *(f"<{i}>" for i in range(study.SLOTS)), "(", ")"), 7)
+    row, names = words.encode((["foo", "(", "bar"], ["bar", "(", "new", ")", "new"]))
+    assert names == ["foo", "bar", "new"]
+    shown = [words.words[i] for i in row[study.CONTEXT - 3 : study.CONTEXT + 6]]
+    assert shown == ["<0>", "(", "<1>", "<1>", "(", "<15>", ")", "<2>", "\n"]
 
 
-def test_offsets_count_characters_not_bytes():
-    tree = Tree.from_ast("f('äöü', x)")
-    assert tree.source[slice(*tree.spans[-1])] == "x"
-    assert Tree.from_ast("(a,\n 'ü', b)").render([3]) == "(a,\n 'ü', ??)"
+def test_completion_costs_are_the_models_own_log_probabilities():
+    words = study.Vocabulary(("<pad>", "\n", *(f"<{i}>" for i in range(study.SLOTS)), *"abcd"), 9)
+    torch.manual_seed(0)
+    model = study.lab.models.GPT(len(words.words), 16, 1, 2, ctx=study.CONTEXT + study.LENGTH)
+    rows = torch.randint(2 + study.SLOTS, len(words.words), (3, study.CONTEXT + study.LENGTH))
+    given = torch.tensor([0, 2, 5])
+    tokens, nll = study.complete(model, rows, given, words)
+    whole = torch.cat([rows[:, : study.CONTEXT], tokens], 1)
+    logits = model(whole).detach()
+    logits[..., 0] = logits[..., 2 : 1 + study.SLOTS] = -torch.inf  # no name was ever seen
+    logp = logits.log_softmax(2)
+    logp[..., 1 + study.SLOTS] -= np.log(9)
+    for r in range(3):
+        assert (tokens[r, : given[r]] == rows[r, study.CONTEXT :][: given[r]]).all()
+        for t in range(study.LENGTH):
+            at = logp[r, study.CONTEXT + t - 1]
+            if t < given[r]:
+                assert nll[r, t] == 0
+            else:
+                assert at.argmax() == tokens[r, t]
+                assert nll[r, t].item() == pytest.approx(-at.max().item(), abs=1e-5)
 
 
-@pytest.mark.parametrize(
-    ("prediction", "target", "inside"),
-    [
-        (CODE, CODE, True),
-        (CODE, "f(a,b+1)[0]", True),  # trees, not text
-        (CODE, "f(a, (b) + 1)[(0)]", True),
-        (CODE, "f(a, b + 2)[0]", False),
-        (CODE, "f(a, b - 1)[0]", False),
-        (CODE, "f(a, b + 1, c)[0]", False),
-        (CODE, "f(a, b + True)[0]", False),
-        ("x[1:]", "x[:1]", False),
-        ("f(a=1)", "f(b=1)", False),
-        ("lambda x: x", "lambda: x", False),
-    ],
-)
-def test_the_whole_program_contains_equal_trees_only(prediction, target, inside):
-    tree = Tree.from_ast(prediction)
-    assert contains(PartialProgram(tree, np.ones(len(tree), bool)), target) is inside
-    same = ast.dump(ast.parse(prediction)) == ast.dump(ast.parse(target))
-    assert same is inside
-    assert contains(PartialProgram(tree, np.zeros(len(tree), bool)), target)
+def test_resplits_meet_the_guarantee_of_a_made_up_model():
+    rng = np.random.default_rng(0)
+    texts, truth, starts, nll, counts = [], [], [], [], []
+    for _ in range(120):
+        cost = rng.exponential(1.0, 2)
+        texts.append("f(a, b)")
+        truth.append(f"f({'a' if rng.random() < np.exp(-cost[0]) else 'c'}, b)")
+        starts += [0, 2, 5, 7]
+        nll += [0.0, *cost, 0.0]
+        counts.append(4)
+    found = study.resplit_study(
+        0, predictions="\0".join(texts), targets="\0".join(truth), starts=np.array(starts),
+        nll=np.array(nll), counts=np.array(counts), parts=1, pairs=100, draws=60,
+    )  # fmt: skip
+    assert found["violation_optimal1"] <= 0.15
+    assert found["kept_optimal1"] >= found["kept_all"]
+    assert found["kept_optimal1"] == pytest.approx(found["kept_separate1"], abs=0.05)
 
 
-def test_a_hole_stands_for_any_subtree_but_no_other_place():
-    tree = Tree.from_ast(CODE)
-    partial = PartialProgram(tree, ~tree.below[4])  # b + 1
-    assert partial.render() == "f(a, ??)[0]"
-    assert partial.fraction == 5 / 8
-    assert partial.contains("f(a, [x for x in y])[0]")
-    assert not partial.contains("f(c, b + 1)[0]")
-    assert not partial.contains("f(a, b + 1)[1]")
+# the explorer
 
 
-@given(st.integers(0, 10_000))
-@settings(max_examples=25, deadline=None)
-def test_contains_is_what_alignment_says(seed):
-    rng = np.random.default_rng(seed)
-    tree, target = Tree.from_ast("g(a.b, [c, 1], d=e)"), "g(a.c, [c, 2], d=e)"
-    drop = rng.random(len(tree)) < 0.2
-    kept = ~(tree.below[drop].any(0) if drop.any() else np.zeros(len(tree), bool))
-    # by text: fill each hole with what the target has there and compare
-    other = Tree.from_ast(target)
-    filled = tree.source
-    partial = PartialProgram(tree, kept)
-    for v in sorted(partial.holes, reverse=True):
-        start, stop = tree.spans[v]
-        filled = filled[:start] + other.source[slice(*other.spans[v])] + filled[stop:]
-    same = ast.dump(ast.parse(filled)) == ast.dump(ast.parse(target))
-    assert partial.contains(target) == same
-    assert same == (not (kept & ~aligned(tree, other)).any())
+@pytest.fixture(scope="module")
+def explorer():
+    rng = np.random.default_rng(0)
+    trees = [Tree.from_ast(t) for t in ["f(a, b)", "g(x)[0] + h", "'<b>' + a", "a.b.c(d)"] * 12]
+    costs = [rng.exponential(1.0, len(t)) for t in trees]
+    targets = [t.source.replace("a", "z") if i % 3 == 0 else t.source for i, t in enumerate(trees)]
+    return explore_code_sets(trees, costs, targets, shown=4)
 
 
-def test_statements_modules_and_plain_trees():
-    assert Tree.from_ast("return x").labels[0].startswith("Return")
-    assert Tree.from_ast("x = 1\ny = 2").labels[0].startswith("Module")
-    assert Tree.from_ast(ast.parse("f(x)", mode="eval")).labels[0].startswith("Call")
-    tree = Tree.from_parents([-1, 0, 0, 1], ("S", "NP", "VP", "N"))
-    assert PartialProgram(tree, np.array([True, False, True, False])).render("*") == "S(*, VP)"
+def test_explorer_answers_quickly_at_every_position_of_its_grid(explorer):
+    for m in (1, 2, 3):
+        explorer.result(m=m)  # masks are made once
+    for state in itertools.product(*explorer.grid.values()):
+        result = explorer.result(**dict(zip(explorer.grid, state, strict=True)))
+        assert explorer.seconds < 0.05
+        kept = len(result["kept_x"])
+        assert kept == round(
+            result["fraction"] * (kept + len(result["hole_x"]) + len(result["gone_x"]))
+        )
+        assert "".join(result["tokens"]).count("??") == result["holes"]
+    assert set(explorer.export()["grid"]) and explorer.figure() is not None
+    assert "explore_code_sets(trees, costs, targets, program=0" in explorer.restore()
 
 
-def test_spans_of_a_whole_module_lie_in_their_parents():
-    tree = Tree.from_ast(Path(__file__).read_text(encoding="utf8"))
-    assert (tree.spans[:, 0] <= tree.spans[:, 1]).all()
-    inside = tree.spans[1:] - tree.spans[tree.parent[1:]]
-    assert (inside[:, 0] >= 0).all()
-    assert (inside[:, 1] <= 0).all()
-    assert tree.size[0] == len(tree)
+def test_explorer_shows_what_the_method_says(explorer):
+    result = explorer.result(program=3, eps=0.5, delta=0.2, m=2)
+    assert result["errors_allowed"] == f"{binom_k(44, 0.5, 0.2)} of 44"
+    tree = Tree.from_ast("f(a, b)")
+    pieces, shade = tinted(tree, np.array([1.0, 2.0, 3.0, 4.0]), [2])
+    assert pieces.tolist() == ["f", "(", "??", ", ", "b", ")"]
+    np.testing.assert_array_equal(shade, [2.0, 1.0, np.nan, 1.0, 4.0, 1.0])
+
+
+def test_explorer_names_bad_input():
+    tree = Tree.from_ast("a")
+    with pytest.raises(ValueError, match="trees and costs and targets"):
+        explore_code_sets([tree], [[1.0]], [])
+    with pytest.raises(ValueError, match="shown: leaves none"):
+        explore_code_sets([tree] * 3, [[1.0]] * 3, ["a"] * 3, shown=3)
 
 
 # bad input

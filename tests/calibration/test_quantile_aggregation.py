@@ -5,9 +5,13 @@ import pytest
 import torch
 from scipy import optimize
 from sklearn.base import clone
+from sklearn.ensemble import RandomForestRegressor
 from sklearn.exceptions import NotFittedError
+from sklearn.linear_model import QuantileRegressor
 from sklearn.metrics import mean_pinball_loss
 
+from workbench.calibration.experiments import quantile_aggregation as study
+from workbench.calibration.figures_quantiles import explore_quantiles
 from workbench.calibration.quantile_aggregation import (
     DQA,
     Aggregator,
@@ -259,6 +263,119 @@ def test_units_of_the_target_do_not_matter():
     a = DQA(models, LEVELS, options=options).fit(X, y).predict(X)
     b = DQA(models, LEVELS, options=options).fit(X, 1000 * y + 7).predict(X)
     np.testing.assert_allclose(1000 * a + 7, b, rtol=1e-3, atol=2)
+
+
+# the base models of the experiment
+
+
+@pytest.fixture(scope="module")
+def skewed():
+    rng = np.random.default_rng(1)
+    X = rng.normal(size=(300, 3))
+    return X, X @ [1.0, -2.0, 0.5] + (1 + 0.5 * (X[:, 0] > 0)) * rng.exponential(size=300)
+
+
+def test_linear_quantiles_reach_the_linear_program(skewed):
+    X, y = skewed
+    ours = study.LinearQuantiles(rounds=200).fit(X, y)
+    for j in (0, 9, 18):
+        u = study.LEVELS[j]
+        exact = QuantileRegressor(quantile=u, alpha=0).fit(X, y)
+        reached = mean_pinball_loss(y, (ours._design(X) @ ours.beta_.T)[:, j], alpha=u)
+        assert reached == pytest.approx(mean_pinball_loss(y, exact.predict(X), alpha=u), rel=2e-3)
+
+
+def test_forest_quantiles_equal_the_peer_with_the_same_trees(skewed):
+    peer = pytest.importorskip("quantile_forest")
+    X, y = skewed
+    options = {"min_samples_leaf": 8, "max_features": 0.5, "random_state": 3, "bootstrap": False}
+    theirs = peer.RandomForestQuantileRegressor(20, max_samples_leaf=None, **options)
+    theirs.fit(X[:200], y[:200])
+    ours = study.ForestQuantiles().fit(X[:200], y[:200])
+    ours.forest_ = RandomForestRegressor(20, **options).fit(X[:200], y[:200])
+    ours.leaves_ = ours.forest_.apply(X[:200])
+    expected = theirs.predict(X[200:], quantiles=list(study.LEVELS), weighted_leaves=True)
+    # same weights; the peer interpolates between order statistics, ours takes the upper one
+    assert np.abs(expected - ours.predict(X[200:])).mean() < 0.03 * y.std()
+
+
+def test_neighbour_quantiles_are_order_statistics(skewed):
+    X, y = skewed
+    model = study.NeighbourQuantiles(k=20).fit(X[:200], y[:200])
+    scaled = model.scaler_.transform(X)
+    for x, q in zip(scaled[200:205], model.predict(X[200:205]), strict=True):
+        near = np.argsort(((scaled[:200] - x) ** 2).sum(1))[:20]
+        expected = np.quantile(y[near], study.LEVELS, method="inverted_cdf")
+        np.testing.assert_allclose(q, expected)
+
+
+def test_every_base_model_beats_the_marginal_quantiles(skewed):
+    X, y = skewed
+    marginal = np.tile(np.quantile(y[:200], study.LEVELS), (100, 1))
+    worst = wis(marginal, y[200:], study.LEVELS).mean()
+    for model in study.base_models(effort=0.5):
+        q = model.fit(X[:200], y[:200]).predict(X[200:])
+        assert (np.diff(q, axis=1) >= 0).all()
+        assert wis(q, y[200:], study.LEVELS).mean() < 0.8 * worst
+
+
+def test_study_scores_are_relative_to_the_marginal(monkeypatch, skewed):
+    import pandas as pd
+
+    class Fake:
+        X, y = pd.DataFrame(skewed[0]).assign(kind="a"), pd.Series(skewed[1])
+
+    monkeypatch.setattr(study.lab.data, "table", lambda name: Fake)
+    found = study.table_study(0, rows=120, steps=40, every=20, folds=3, effort=0.2)
+    assert 0 < found["wis_uniform"] < 1
+    assert found["wis_dqa"] <= found["wis_raw"] + 1e-6  # the theorem, on these rows
+    assert found["wis_best"] == found[f"wis_{found['best']}"]
+
+
+# the explorer
+
+
+@pytest.fixture(scope="module")
+def explorer():
+    rng = np.random.default_rng(0)
+    z = rng.normal(size=(60, 3, 19)).cumsum(2) / 4
+    weights = rng.dirichlet(np.ones(57), (60, 19)).swapaxes(1, 2)
+    return explore_quantiles(
+        z, weights, rng.normal(size=60), study.LEVELS, models=["a", "b", "<c>"]
+    )
+
+
+def test_explorer_answers_quickly_at_every_position_of_its_grid(explorer):
+    for row in explorer.grid["row"]:
+        scores = {}
+        for order in explorer.grid["order"]:
+            result = explorer.result(row=row, order=order)
+            assert explorer.seconds < 0.05
+            assert order == "none" or result["crossings"] == 0
+            scores[order] = result["score"]
+            np.testing.assert_allclose(result["share"].sum(0), 1)
+        assert max(scores["sort"], scores["pava"]) <= scores["none"] + 1e-12
+    assert explorer.export()["grid"]
+    assert explorer.figure(order="pava") is not None
+
+
+@pytest.mark.parametrize("kind", ["coarse", "medium", "fine"])
+def test_explorer_draws_what_the_aggregator_predicts(kind):
+    z, x = inputs(n=9)
+    model = randomised(kind, 2)
+    made = explore_quantiles(z, model.weights(x).detach(), z[:, 0, 0], LEVELS)
+    found = np.array([made.result(row=r, order="none")["curve"] for r in range(9)])
+    expected = model(z, x).detach().numpy()
+    np.testing.assert_allclose(found, expected[np.argsort(expected[:, 2])])
+
+
+def test_explorer_names_bad_input():
+    z, x = inputs()
+    w = randomised("fine", 2).weights(x).detach()
+    with pytest.raises(ValueError, match="weights: expected"):
+        explore_quantiles(z, w[:, 1:], z[:, 0, 0], LEVELS)
+    with pytest.raises(ValueError, match="models: expected 3"):
+        explore_quantiles(z, w, z[:, 0, 0], LEVELS, models=["a"])
 
 
 # bad input

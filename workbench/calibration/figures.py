@@ -78,6 +78,8 @@ def explore(
     equal-mass bins end at the edge of a fine cell (see `prebinned`). The exported page works on at
     most 2,000 of the rows, drawn at random.
     """
+    named = repr(str(predictions)) if isinstance(predictions, (str, Path)) else "predictions"
+    second = f", {labels!r}" if isinstance(labels, str) else "" if labels is None else ", labels"
     scores, labels = read_predictions(predictions, labels)
     if calibration is None:
         order = np.random.default_rng(seed).permutation(len(labels))
@@ -113,7 +115,7 @@ def explore(
         readouts=_readouts(),
         script=SCRIPT,
         data=Sample(table, seed),
-        call="calibration.explore(predictions, labels, {state})",
+        call=f"calibration.explore({named}{second}, {{state}})",
     )  # fmt: skip
     return explorer.set(**state)
 

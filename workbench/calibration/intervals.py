@@ -13,14 +13,15 @@ Rows are drawn with replacement, but never the rows themselves: what is resample
 
 **Which interval.** A calibration error cannot be negative, and noise in the bins only adds to it:
 the bootstrap sees the noise twice, so its percentiles lie *above* the truth (for a calibrated
-model the percentile interval misses always). The interval here is the basic one,
-$[2\hat\theta - q_{97.5},\, 2\hat\theta - q_{2.5}]$, which subtracts that bias; for the ECE the
-quantiles are those of the error with the sign of each bin's gap held fixed, because the folding at
-zero would narrow them. Its lower end is 0 unless the measure exceeds the 97.5% quantile of what a
+model the percentile interval misses always). The interval here is the basic one, reflected about
+the estimate and so rid of that bias, with two changes. The quantiles are those of the measure
+*linearised* at the data (its difference quotient towards each replicate), because folding at zero
+would narrow them. And the lower end is 0 unless the measure exceeds the 97.5% quantile of what a
 calibrated model with the same confidences would show (consistency resampling, Broecker and Smith
 2007). The estimate itself may therefore lie above its interval: then most of it is bias. In
-simulations of 300 to 100,000 rows, 15 bins and true ECE from 0 to 0.1 the 95% interval covered in
-91 to 98% of 300 runs (percentile interval: 0 to 96%).
+simulations of 300 to 100,000 rows with true ECE from 0 to 0.1 the 95% interval of the ECE covered
+in 91 to 98% of 300 runs (percentile interval: 0 to 96%), those of the other measures of the
+predicted class, at 1,000 rows, in 89 to 98% of 100 runs.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ the runs they are judged on.
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass, field
+import random
 from typing import Any, ClassVar
 
 import numpy as np
@@ -76,57 +76,51 @@ class WordTokenizer:
         return " ".join(WORDS[i] for i in ids)
 
 
-@dataclass
 class World:
     """Who likes what, drawn from a seed. Each thing has a common, a rarer and a rare wording."""
 
-    seed: int
-    rng: np.random.Generator = field(init=False, repr=False)
-
-    def __post_init__(self) -> None:
-        self.rng = np.random.default_rng([self.seed, 1])
-        self.facts = [(name, relation) for name in NAMES for relation in THINGS]
-        self.truth = {fact: int(self.rng.integers(8)) for fact in self.facts}
-        self.share = {
-            (relation, i): self.rng.permutation([0.6, 0.3, 0.1])
-            for relation in THINGS
-            for i in range(8)
+    def __init__(self, seed: int) -> None:
+        self.rng = rng = random.Random(seed)
+        facts = list(itertools.product(NAMES, THINGS))
+        self.truth = {fact: rng.randrange(8) for fact in facts}
+        self.common = {
+            relation: [rng.sample(wordings, 3) for wordings in things]
+            for relation, things in THINGS.items()
         }
-        order = self.rng.permutation(len(self.facts))
-        half = len(self.facts) // 2
-        self.asked = [self.facts[i] for i in order[:half]]
-        self.held_out = [self.facts[i] for i in order[half:]]
+        rng.shuffle(facts)
+        self.facts, half = facts, len(facts) // 2
+        self.asked, self.held_out = facts[:half], facts[half:]
 
     def wording(self, relation: str, thing: int) -> str:
-        """One of the thing's three wordings, by their shares."""
-        return THINGS[relation][thing][self.rng.choice(3, p=self.share[relation, thing])]
+        """One of the thing's three wordings, with shares 0.6, 0.3 and 0.1."""
+        u = self.rng.random()
+        return self.common[relation][thing][(u >= 0.6) + (u >= 0.9)]
 
     def item(self, fact: tuple[str, str]) -> at.Item:
         """A question about a fact: the truth and three other things, in any wording and order."""
         name, relation = fact
-        wrong = self.rng.permutation([i for i in range(8) if i != self.truth[fact]])[:3]
-        things = [self.truth[fact], *wrong]
-        order = self.rng.permutation(4)
-        choices = tuple(self.wording(relation, int(things[i])) for i in order)
-        return at.Item(f"{name} {relation}", choices, int(np.argmin(order)))
+        truth = self.truth[fact]
+        things = [truth, *self.rng.sample([i for i in range(8) if i != truth], 3)]
+        self.rng.shuffle(things)
+        choices = tuple(self.wording(relation, thing) for thing in things)
+        return at.Item(f"{name} {relation}", choices, things.index(truth))
 
     def sentence(self) -> str:
         """Plain text: mostly facts, and lists from which any one entry is taken."""
-        name, relation = fact = self.facts[self.rng.integers(len(self.facts))]
+        name, relation = fact = self.rng.choice(self.facts)
         kind = self.rng.random()
         if kind < 0.3:
             item = self.item(fact)
             form = FORMATS["string" if kind < 0.2 else "enumerated"]
-            taken = int(self.rng.integers(4))
+            taken = self.rng.randrange(4)
             answer = item.choices[taken] if kind < 0.2 else at.LABELS[taken]
-            listed = form.write(item).removeprefix(f"{item.question} ")
-            return f"{listed} {answer} ."
+            return f"{form.write(item).removeprefix(f'{item.question} ')} {answer} ."
         return f"{name} {relation} {self.wording(relation, self.truth[fact])} ."
 
     def question(self) -> str:
         """An answered question with choices, about one of the asked facts."""
-        item = self.item(self.asked[self.rng.integers(len(self.asked))])
-        letters = bool(self.rng.random() < 0.25)
+        item = self.item(self.rng.choice(self.asked))
+        letters = self.rng.random() < 0.25
         form = FORMATS["enumerated" if letters else "string"]
         answer = at.LABELS[item.answer] if letters else item.choices[item.answer]
         return f"{form.write(item)} {answer} ."
@@ -214,7 +208,8 @@ def measure(
 
     Returns:
         For each format and scorer (``accuracy_string_sequence``, ``pmv_...``, ``immune_...``), an
-        array over the shots, and ``correlation`` of PMV and accuracy over the plain scorers.
+        array over the shots; ``correlation`` of PMV and accuracy over the plain scorers; and
+        ``pmv_trained``, the PMV of questions the model was trained on, after one demonstration.
     """
     lm, world = train(
         mixture, seed, steps=steps, d=d, layers=layers, context=context, device=device
@@ -229,6 +224,8 @@ def measure(
         ]
         for name, column in (("accuracy", "correct"), ("pmv", "pmv"), ("immune", "immune")):
             out[f"{name}_{form}_{scorer}"] = np.array([frame[column].mean() for frame in frames])
+    known = [world.item(fact) for fact in world.asked[4:]]
+    out["pmv_trained"] = at.evaluate(lm, known, FORMATS["string"], 1, demos=demos)["pmv"].mean()
     plain = [f"{form}_{scorer}" for form, scorer in SCORED if scorer != "pmi_dc"]
     out["correlation"] = at.pmv_accuracy_correlation(
         *(np.concatenate([out[f"{name}_{p}"] for p in plain]) for name in ("pmv", "accuracy"))
