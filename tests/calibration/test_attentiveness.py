@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import itertools
+import json
 import math
+import shutil
+import subprocess
+from collections import Counter
 from types import SimpleNamespace
 
 import numpy as np
@@ -14,6 +18,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from workbench.calibration import attentiveness as at
+from workbench.calibration.experiments import attentiveness as study
+from workbench.calibration.figures_attentiveness import explore_choices, explore_prompts
 
 WORDS = ["<s>", "\n", *"?:.,ABCD", *["or", "question", "answer", "choices", "correct", "is", "the"]]
 WORDS += ["red", "blue", "sky", "green"]
@@ -99,7 +105,9 @@ def test_padding_batching_and_order_change_nothing(batch_size):
     prompts = ["is", "question: the sky is", "the answer is", "is"]
     options = [OPTIONS, OPTIONS[::-1], OPTIONS, ["A", "B", "C", "sky"]]
     got = at.score_items(lm, prompts, options)
-    want = torch.stack([at.option_logprobs(lm, *pair) for pair in zip(prompts, options, strict=True)])
+    want = torch.stack(
+        [at.option_logprobs(lm, *pair) for pair in zip(prompts, options, strict=True)]
+    )
     torch.testing.assert_close(got, want, atol=1e-12, rtol=0)
     flipped = at.score_items(lm, prompts[::-1], options[::-1]).flip(0)
     torch.testing.assert_close(got, flipped, atol=1e-12, rtol=0)
@@ -353,3 +361,108 @@ def test_a_model_on_the_gpu():
     torch.testing.assert_close(
         at.option_logprobs(there, "is", ["red"]), at.option_logprobs(here, "is", ["red"])
     )
+
+
+# ---- the experiment
+
+
+def test_the_world_asks_only_what_it_says():
+    world, words = study.World(3), study.WordTokenizer()
+    assert not set(world.asked) & set(world.held_out)
+    owner = {
+        w: (r, i) for r, things in study.THINGS.items() for i, t in enumerate(things) for w in t
+    }
+    assert len(owner) == 72
+    for fact in world.facts:
+        item = world.item(fact)
+        things = [owner[choice] for choice in item.choices]
+        assert len(set(things)) == 4
+        assert things[item.answer] == (fact[1], world.truth[fact])
+    asked = {f"{name} {relation} ?" for name, relation in world.asked}
+    for _ in range(300):
+        plain, question = world.sentence(), world.question()
+        assert " ?" not in plain[1:]
+        assert question[: question.index("?") + 1] in asked
+        assert words.decode(words.encode(question)) == question
+
+
+def test_wordings_have_their_shares():
+    world = study.World(0)
+    found = Counter(world.wording("eats", 2) for _ in range(4000))
+    shares = sorted(count / 4000 for count in found.values())
+    np.testing.assert_allclose(shares, [0.1, 0.3, 0.6], atol=0.03)
+
+
+def test_of_questions_only_the_answers_are_learnt():
+    inputs, targets = study.World(1).rows("questions", 20, 40)
+    learnt = targets >= 0
+    answer = study.WordTokenizer.index["answer"]
+    assert learnt[inputs == answer].all()
+    shifted = torch.nn.functional.pad(inputs, (1, 0))[:, :-1]
+    assert (learnt == ((inputs == answer) | (shifted == answer))).all()
+    inputs, targets = study.World(1).rows("plain", 20, 40)
+    assert (targets[:, :-1] == inputs[:, 1:]).all()
+
+
+def test_slack_is_positive_exactly_when_both_parts_of_the_claim_hold():
+    rng = np.random.default_rng(0)
+    rows = [
+        {"mixture": m, "seed": s, "format": f, "scorer": c, "shots": k,
+         "accuracy": rng.random(), "pmv": rng.random(), "immune": 0.0}
+        for m in study.MIXTURES for s in range(40) for f, c in study.SCORED for k in (0, 1)
+    ]  # fmt: skip
+    frame = study.claims(study.pd.DataFrame(rows))
+    rise = frame["pmv_shown"] - frame["pmv_hidden"]
+    gain = frame["accuracy_shown"] - frame["accuracy_hidden"]
+    assert ((frame["slack"] > 0) == ((rise > study.RISE) & (gain < study.GAIN))).all()
+    assert 0 < (frame["slack"] > 0).sum() < 40
+
+
+def test_a_tiny_run_fills_the_table_and_the_explorer():
+    rows = [
+        {"mixture": m, "seed": 0, **study.measure(0, m, steps=2, items=4, d=8, shots=(0, 1))}
+        for m in study.MIXTURES
+    ]
+    table = study.prompts(study.pd.DataFrame(rows), shots=(0, 1))
+    assert len(table) == 3 * len(study.SCORED) * 2
+    assert table[["accuracy", "pmv", "immune"]].stack().between(0, 1).all()
+    assert len(study.claims(table)) == 1
+    explorer = explore_prompts(table[table["scorer"] != "pmi_dc"])
+    chosen = table[(table["mixture"] == "plain") & (table["shots"] == 1)]
+    np.testing.assert_allclose(explorer.result(shots=1)["x0"], chosen["pmv"][:3])
+    explorer.export()
+    with pytest.raises(ValueError, match="accuracy"):
+        explore_prompts(table.drop(columns="accuracy"))
+
+
+# ---- the explorer
+
+
+def test_the_explorer_starts_at_the_readers_own_question():
+    explorer = explore_choices(np.log([0.1, 0.5, 0.2]))
+    assert explorer.state == {"first": 0.5, "second": 0.2, "unseen": 0.2}
+    assert explorer.result()["verdict"] == "cannot change"
+    assert explorer.result(unseen=0.3)["verdict"] == "could change"
+    with pytest.raises(ValueError, match="logp"):
+        explore_choices([0.0, -0.1])
+
+
+@pytest.mark.skipif(shutil.which("node") is None, reason="no JavaScript engine")
+def test_the_exported_formula_computes_what_python_computes():
+    explorer = explore_choices()
+    states = [
+        {"first": a, "second": b, "unseen": c}
+        for a, b, c in itertools.product((0.0, 0.11, 0.5, 1.0), (0.0, 0.2, 1.0), (0.0, 0.3, 1.0))
+        if a + b + c > 0
+    ]
+    calls = f"{json.dumps(states)}.map(s => f(s, {{}}))"
+    program = f"const f = ({explorer.script}); process.stdout.write(JSON.stringify({calls}))"
+    done = subprocess.run(["node", "-"], input=program, capture_output=True, text=True, check=True)
+    for state, theirs in zip(states, json.loads(done.stdout), strict=True):
+        ours = explorer.result(**state)
+        keys = explorer.keys()
+        for key in keys:
+            if isinstance(ours[key], str):
+                assert ours[key] == theirs[key]
+            elif np.asarray(ours[key]).dtype != object:
+                np.testing.assert_allclose(ours[key], theirs[key], atol=1e-12)

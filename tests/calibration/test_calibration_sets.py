@@ -15,7 +15,9 @@ from hypothesis import strategies as st
 from scipy import stats as scipy_stats
 
 from workbench.calibration import calibration_sets as cs
+from workbench.calibration.experiments import calibration_sets as study
 from workbench.calibration.experiments.calibration_sets import diverse_beam
+from workbench.calibration.figures_calibration_sets import explore_strategies
 
 SEEDS = st.integers(0, 10_000)
 
@@ -390,7 +392,13 @@ def test_groups_of_one_are_penalised_greedy_searches():
     table = np.zeros((v, v))
     table[:, 1:] = np.random.default_rng(5).dirichlet(np.ones(v - 1), size=v)
     found, logp = diverse_beam(
-        Table(table), torch.tensor([[2]]), groups=groups, penalty=penalty, max_new=5, eos=eos, pad=pad
+        Table(table),
+        torch.tensor([[2]]),
+        groups=groups,
+        penalty=penalty,
+        max_new=5,
+        eos=eos,
+        pad=pad,
     )
     beams, totals = [[2] for _ in range(groups)], [0.0] * groups
     for _ in range(5):
@@ -452,3 +460,55 @@ OK = torch.zeros(2, 3), torch.ones(2, 3, dtype=torch.long)
 def test_bad_input_is_named(call, named):
     with pytest.raises(ValueError, match=named):
         call()
+
+
+# ---- the experiment and its explorer
+
+
+def test_references_hold_what_matters():
+    source, reference = study.records(400, np.random.default_rng(0))
+    kept = {study.HIGH: [], study.MIDDLE: [], study.LOW: []}
+    for src, ref in zip(source.tolist(), reference.tolist(), strict=True):
+        levels = dict(zip(src[1:-1:2], src[:-1:2], strict=True))
+        words = ref[: ref.index(study.EOS)]
+        assert [t for t in src if t in words] == words  # in the order of the source
+        assert set(ref[len(words) + 1 :]) <= {study.PAD} and words
+        for token, level in levels.items():
+            kept[level].append(token in words)
+    assert all(kept[study.HIGH]) and not any(kept[study.LOW])
+    assert np.mean(kept[study.MIDDLE]) == pytest.approx(0.55, abs=0.05)
+    assert (study.score(reference[:, None], reference) == 1).all()
+
+
+def test_the_loss_is_its_two_parts():
+    generator = torch.Generator().manual_seed(0)
+    source, reference = study.records(6, np.random.default_rng(1))
+    outputs = reference[torch.randperm(6, generator=generator)][:, None].repeat(1, 4, 1)
+    outputs = torch.cat([outputs, reference[:, None]], 1)
+    ids = torch.cat([source[:, None].expand(-1, 5, -1), outputs], 2)
+    logits = torch.randn(6, 5, ids.shape[2] - 1, study.VOCABULARY, generator=generator)
+    logp = torch.zeros(6, 5)
+    for i, j in itertools.product(range(6), range(5)):
+        for t in range(study.SOURCE, ids.shape[2]):
+            if ids[i, j, t] != study.PAD:
+                logp[i, j] += logits[i, j, t - 1].log_softmax(-1)[ids[i, j, t]]
+    lengths = (outputs != study.PAD).sum(-1)
+    mle = -(logp[:, 4] / lengths[:, 4]).mean()
+    want = 0.1 * mle + cs.rank_loss(logp[:, :4], lengths[:, :4])
+    torch.testing.assert_close(study.calibration_loss(logits, ids), want)
+
+
+def test_a_tiny_run_fills_the_table_and_the_explorer():
+    names = ("random", "max_margin", "min_surprise")
+    sizes = {"steps": 2, "inputs": 8, "held_out": 6, "each": 5, "d": 8}
+    out = study.measure(0, strategies=names, **sizes)
+    assert out["margin"][1] >= out["margin"][0]
+    assert out["surprise"][2] <= out["surprise"][0]
+    assert -1 <= out["rho_margin"] <= 1 or math.isnan(out["rho_margin"])
+    table = study.strategy_table(study.pd.DataFrame([{"seed": 0, **out}]), names)
+    explorer = explore_strategies(table, "surprise")
+    np.testing.assert_allclose(explorer.result()["x"], out["surprise"])
+    np.testing.assert_allclose(explorer.result(statistic="margin")["y"], out["gain"])
+    explorer.export()
+    with pytest.raises(ValueError, match="strategy"):
+        explore_strategies(table.drop(columns="strategy"))

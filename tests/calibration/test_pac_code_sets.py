@@ -15,6 +15,7 @@ from workbench.calibration.figures_pac import explore_code_sets, tinted
 from workbench.calibration.pac_code_sets import (
     TAUS,
     PartialProgram,
+    aligned,
     binom_k,
     calibrate,
     greedy_holes,
@@ -288,6 +289,18 @@ def test_threshold_baseline_by_hand():
     assert free.tolist() == [True, True, False, False, False]
     assert two.tolist() == [True, False, False, False, False]  # 2 and 3 meet in 1
     assert not one.any()
+
+
+def test_the_released_reading_is_blind_to_attribute_names():
+    tree, costs = Tree.from_ast("self.attrib.get(k)"), np.arange(1.0, 6.0)
+    read, priced = study.released_reading(tree, costs)
+    for target, equal in [("self.attrib.items(k)", True), ("self.other.get(k)", True),
+                          ("cls.attrib.get(k)", False), ("self.attrib.get(j)", False)]:  # fmt: skip
+        goal, _ = study.released_reading(Tree.from_ast(target))
+        assert aligned(read, goal).all() == equal
+        assert not aligned(tree, target).all()
+    assert priced.tolist() == [1.0, 0.0, 0.0, 4.0, 5.0]
+    assert study.released_reading(Tree.from_ast("f()"), np.ones(2))[1].tolist() == [0.0, 1.0]
 
 
 def test_vocabulary_numbers_names_of_the_context_and_hides_first_mentions():

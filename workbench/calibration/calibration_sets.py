@@ -366,7 +366,7 @@ def set_stats(subset: Pool) -> dict[str, np.ndarray]:
         "margin": np.ptp(subset.metric, axis=1) / max(1, k - 1),
     }
     if subset.beam is not None:
-        stats["surprise"] = -_spearman(subset.metric, -subset.beam)
+        stats["surprise"] = -spearman(subset.metric, -subset.beam)
         stats["beam"] = subset.beam.mean(1)
     if subset.length is not None:
         stats["length"] = subset.length.mean(1)
@@ -379,6 +379,15 @@ def set_stats(subset: Pool) -> dict[str, np.ndarray]:
             if (value := getattr(subset, field)) is not None:
                 stats[f"{name}_gap"] = _mean(value, positive) - _mean(value, ~positive)
     return stats
+
+
+def spearman(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Spearman's rank correlation along the last axis (ties at mean rank), 0 for a constant."""
+    a, b = (
+        np.sign(v[..., :, None] - v[..., None, :]).sum(-1, dtype=float) for v in (x, y)
+    )  # twice the centred rank, ties at their mean rank
+    scale = np.sqrt((a**2).sum(-1) * (b**2).sum(-1))
+    return np.where(scale > 0, (a * b).sum(-1) / np.where(scale > 0, scale, 1), 0.0)
 
 
 def swap_entities(
@@ -456,7 +465,7 @@ def _best_subset(
     elif kind == "margin":
         value = np.ptp(pool.metric[rows, subsets], axis=2)
     else:
-        value = -_spearman(pool.metric[rows, subsets], -pool.need("beam")[rows, subsets])
+        value = -spearman(pool.metric[rows, subsets], -pool.need("beam")[rows, subsets])
     value = value if largest else -value
     best = value >= value.max(1, keepdims=True) - 1e-12
     chosen = np.where(best, rng.random(value.shape), -1.0).argmax(1)
@@ -477,12 +486,3 @@ def _diversity(overlap: np.ndarray) -> np.ndarray:
         return np.zeros(overlap.shape[:-2])
     trace = np.trace(overlap, axis1=-2, axis2=-1)
     return 1 - (overlap.sum((-2, -1)) - trace) / (k * (k - 1))
-
-
-def _spearman(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Spearman's correlation along the last axis, 0 where either side is constant."""
-    a, b = (
-        np.sign(v[..., :, None] - v[..., None, :]).sum(-1, dtype=float) for v in (x, y)
-    )  # twice the centred rank, ties at their mean rank
-    scale = np.sqrt((a**2).sum(-1) * (b**2).sum(-1))
-    return np.where(scale > 0, (a * b).sum(-1) / np.where(scale > 0, scale, 1), 0.0)

@@ -177,7 +177,7 @@ def explore_prompts(
     symbols, colors = ("circle", "diamond", "square", "cross"), ("blue", "vermillion", "green")
     return Explorer(
         name="calibration.prompts",
-        title="More mass on the choices is not more accuracy",
+        title="Mass on the choices, and accuracy",
         about="Each point is a model and a prompt format; move the number of demonstrations.",
         controls=[Steps("shots", "Demonstrations", counts, value=first)],
         compute=compute,

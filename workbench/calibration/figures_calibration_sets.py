@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from workbench.calibration.calibration_sets import spearman
 from workbench.lab import checks
 from workbench.lab.claims import interval
 from workbench.plots.explorer import Axis, Choice, Explorer, HLine, Panel, Points, Readout
@@ -47,8 +48,9 @@ def explore_strategies(
     bounds = np.array([_interval(rows[gain].to_numpy()) for rows in groups.values()])
 
     def compute(statistic: str) -> dict[str, Any]:
-        rho = [rows[gain].corr(rows[statistic], method="spearman") for rows in seeds]
-        rho = np.nan_to_num(np.array(rho, float))
+        rho = np.array(
+            [spearman(rows[gain].to_numpy(), rows[statistic].to_numpy()) for rows in seeds]
+        )
         low, high = _interval(rho)
         return {
             "x": np.array([rows[statistic].mean() for rows in groups.values()]), "y": gains,
@@ -75,11 +77,11 @@ def explore_strategies(
                 "Gain and {name}: rank correlation {rho:.2f}",
                 x=Axis("mean of the statistic over a strategy's sets"),
                 y=Axis(
-                    "gain in the metric",
+                    "gain in the metric over no tuning",
                     (float(bounds.min()) - margin, float(bounds.max()) + margin),
                 ),
                 draws=[
-                    HLine(0.0, "before tuning", color="grey"),
+                    HLine(0.0, color="grey"),
                     Points("x", "y", text="text", hover="text", low="low", high="high", size=8.0),
                 ],
             )

@@ -247,7 +247,7 @@ def measure(
         out[f"gain_{strategy}"] = gain
     frame = pd.DataFrame(table)
     for name in STATISTICS[:2]:
-        out[f"rho_{name}"] = float(frame["gain"].corr(frame[name], method="spearman"))
+        out[f"rho_{name}"] = float(cs.spearman(frame["gain"].to_numpy(), frame[name].to_numpy()))
     return out | {name: frame[name].to_numpy() for name in frame}
 
 
