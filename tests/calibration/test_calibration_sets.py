@@ -29,7 +29,7 @@ def random_pool(seed: int = 0, n: int = 6, c: int = 9, ties: bool = False) -> cs
     return cs.Pool(
         metric=np.round(metric * 3) / 3 if ties else metric,
         beam=rng.permuted(np.tile(np.arange(c), (n, 1)), axis=1),
-        length=rng.integers(3, 12, (n, c)),
+        length=rng.permuted(np.tile(np.arange(3, 3 + c), (n, 1)), axis=1),
         overlap=(overlap + overlap.transpose(0, 2, 1)) / 2,
         positive=rng.permuted(np.tile(np.arange(c) < c // 2, (n, 1)), axis=1),
         likelihood=rng.normal(size=(n, c)),
@@ -53,7 +53,8 @@ def test_rank_loss_is_a_margin_ranking_loss_for_every_gap(shape, dtype):
         better, worse = scores[:, :-gap].flatten(), scores[:, gap:].flatten()
         want += torch.nn.MarginRankingLoss(0.01 * gap)(better, worse, torch.ones_like(better))
     assert got.dtype == dtype
-    torch.testing.assert_close(got, want)
+    tolerance = 1e-6 if dtype is torch.float32 else 1e-14
+    torch.testing.assert_close(got, want, rtol=10 * tolerance, atol=tolerance)
 
 
 @settings(max_examples=40, deadline=None)
@@ -188,7 +189,8 @@ BY_RANK = {  # positions in the order of the key
     "extremes": ("metric", -1, [0, 1, 7, 8]), "average": ("metric", -1, [2, 3, 4, 5]),
     "max_metric": ("metric", -1, [0, 1, 2, 3]), "min_metric": ("metric", -1, [5, 6, 7, 8]),
     "top_beam": ("beam", 1, [0, 1, 2, 3]), "bottom_beam": ("beam", 1, [5, 6, 7, 8]),
-    "wide_beam": ("beam", 1, [0, 1, 7, 8]),
+    "wide_beam": ("beam", 1, [0, 1, 7, 8]), "long": ("length", -1, [0, 1, 2, 3]),
+    "short": ("length", 1, [0, 1, 2, 3]),
 }  # fmt: skip
 
 
@@ -199,15 +201,6 @@ def test_strategies_by_rank(strategy):
     order = np.argsort(sign * getattr(pool, field), axis=1)
     for row, got in zip(order, cs.select(pool, strategy, rng=0), strict=True):
         assert set(row[places]) == set(got)
-
-
-@pytest.mark.parametrize("strategy", ["long", "short"])
-def test_strategies_by_length(strategy):
-    pool = random_pool(4)
-    lengths = np.take_along_axis(pool.length, cs.select(pool, strategy, rng=0), 1)
-    want = np.sort(pool.length, axis=1)
-    want = want[:, -4:] if strategy == "long" else want[:, :4]
-    assert (np.sort(lengths, axis=1) == want).all()
 
 
 def statistic(pool: cs.Pool, row: int, subset: tuple[int, ...], kind: str) -> float:
@@ -414,14 +407,6 @@ def test_groups_of_one_are_penalised_greedy_searches():
     assert [[t for t in row if t != pad] for row in found[0].tolist()] == [b[1:] for b in beams]
     torch.testing.assert_close(logp[0], torch.tensor(totals, dtype=logp.dtype))
     assert len({tuple(b) for b in beams}) > 1
-
-
-def test_without_penalty_all_groups_agree():
-    table = np.random.default_rng(0).dirichlet(np.ones(5), size=5)
-    found, _ = diverse_beam(
-        Table(table), torch.tensor([[2]]), groups=3, penalty=0.0, max_new=4, eos=1, pad=0
-    )
-    assert (found == found[:, :1]).all()
 
 
 # ---- bad input

@@ -91,8 +91,9 @@ def rank_loss(
         raise ValueError("logp: expected at least two candidates")
     scores = scale * logp / lengths.to(logp.dtype) ** length_penalty
     i, j = torch.triu_indices(c, c, offset=1, device=logp.device)
-    hinge = (scores[:, j] - scores[:, i] + margin * (j - i)).clamp(min=0)
-    return (hinge / (b * (c - (j - i)))).sum()
+    gap = (j - i).to(scores.dtype)
+    hinge = (scores[:, j] - scores[:, i] + margin * gap).clamp(min=0)
+    return (hinge / (b * (c - gap))).sum()
 
 
 def contrast_loss(

@@ -12,6 +12,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.markup import escape
 
+from workbench.cli.kernels import PATIENT
 from workbench.lab import ledger, paths
 
 # Defaults of this server only; what a user has chosen in the settings editor still wins.
@@ -96,7 +97,7 @@ def lab(*, port: int, browser: bool, console: Console) -> int:
         console.print(f"[yellow]not trusted[/] {escape(', '.join(refused))}")
     words = command(port=port, browser=browser, settings=settings_folder())
     console.print("JupyterLab opens on notebooks/index.ipynb; Ctrl-C here stops it.")
-    with subprocess.Popen(words, cwd=paths.root(), env=dict(os.environ)) as server:
+    with subprocess.Popen(words, cwd=paths.root(), env={**dict([PATIENT]), **os.environ}) as server:
         while True:
             try:
                 return server.wait()
