@@ -45,7 +45,7 @@ LABEL_NAMES = ("label", "labels", "y", "y_true", "target", "class")
 SCORE_PREFIXES = ("logit", "prob", "score", "p_")
 FIT_ROWS = 50_000  # more rows do not change a recalibrator, only the time to fit it
 DIRECT = 500_000  # numbers; larger tables are collected beforehand (prebinned)
-EXPORTED_BYTES, EXPORTED_ROWS = 100_000, 2000
+EXPORTED_BYTES, EXPORTED_ROWS = 70_000, 2000
 Z = float(ndtri(0.975))
 
 

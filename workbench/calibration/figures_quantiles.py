@@ -36,7 +36,7 @@ def explore_quantiles(
     levels: ArrayLike,
     *,
     models: Sequence[str] | None = None,
-    shown: int = 40,
+    shown: int = 24,
     unit: str = "",
     **state: Any,
 ) -> Explorer:

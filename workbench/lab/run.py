@@ -6,6 +6,7 @@ import inspect
 import itertools
 import os
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -224,7 +225,10 @@ def _backend(executor: str, jobs: int) -> Iterator[dict[str, Any]]:
     import joblib
 
     if executor in ("loky", "threading"):
-        yield {"n_jobs": jobs, "backend": executor}
+        with warnings.catch_warnings():
+            # A worker whose memory grew is replaced and its call repeated: nothing to explain away.
+            warnings.filterwarnings("ignore", message="A worker stopped while some jobs")
+            yield {"n_jobs": jobs, "backend": executor}
         return
     if executor != "dask" and "://" not in executor:
         known = "loky, sequential, threading, dask or the address of a Dask scheduler"

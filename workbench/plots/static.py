@@ -90,7 +90,7 @@ def readouts(explorer: Explorer, result: Result) -> list[tuple[str, str, str]]:
     return found
 
 
-def png(explorer: Explorer, state: Mapping[str, Any], dpi: int = 110) -> bytes:
+def png(explorer: Explorer, state: Mapping[str, Any], dpi: int = 100) -> bytes:
     """The static face as a picture."""
     stream = io.BytesIO()
     figure(explorer, state).savefig(stream, format="png", dpi=dpi)

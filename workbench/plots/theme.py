@@ -90,7 +90,7 @@ def rc() -> Any:
 
     return {
         "figure.facecolor": PAPER,
-        "figure.dpi": 110,
+        "figure.dpi": 100,
         "figure.constrained_layout.use": True,
         "savefig.facecolor": PAPER,
         "savefig.transparent": False,

@@ -8,8 +8,9 @@ demonstrations. Every word of the prompts occurs in the plain text, but no quest
 The sizes were chosen on a seed of their own (1000) by what each model does on its *training* task:
 finish held-out facts as plain sentences, put mass on the choices of questions it was trained on. A
 first world, with longer sentences and all tokens of the questions in the loss, failed this: no
-model looked at the choices at all. Mixture, thresholds and seeds of the claims were fixed before
-the runs they are judged on.
+model looked at the choices at all. Thresholds and seeds of the claims were fixed before the first
+run; the central claim was judged first on the model trained on plain text, in that first world, and
+refuted, and was moved to the model trained on both kinds of text with the second world.
 """
 
 from __future__ import annotations
