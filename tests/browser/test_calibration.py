@@ -9,6 +9,7 @@ from typing import Any
 
 import nbformat
 import pytest
+from papermill.iorw import load_notebook_node
 from papermill.parameterize import parameterize_notebook
 
 ROOT = Path(__file__).parents[2]
@@ -22,7 +23,7 @@ BARS = "f => Array.from(document.querySelector(f).data[0].y)"
 @pytest.fixture
 def smoke_copy(tmp_path: Path) -> Path:
     """The notebook with smoke parameters and without stored outputs."""
-    notebook = parameterize_notebook(nbformat.read(NOTEBOOK, 4), {"scale": "smoke"})
+    notebook = parameterize_notebook(load_notebook_node(str(NOTEBOOK)), {"scale": "smoke"})
     for cell in notebook.cells:
         if cell.cell_type == "code":
             cell.outputs, cell.execution_count = [], None
@@ -63,6 +64,7 @@ def test_on_the_site_the_temperature_moves_without_a_kernel(
     report = build(home / "site")
     assert report.ok and report.explorers >= 7, report
     page.goto((report.folder / "calibration.html").as_uri())
+    page.locator("[data-explorer]").first.scroll_into_view_if_needed()
     page.wait_for_selector(f"{EXPORTED} .main-svg")
     bars, numbers = page.evaluate(BARS, EXPORTED), page.inner_text(".wb-readouts >> nth=0")
     drag(LABEL, 0.9)

@@ -31,7 +31,8 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("WORKBENCH_HOME", str(folder))
         ledger.record([small.claim()])
-        yield build(folder / "site")
+        report = build(folder / "site")
+    yield report
 
 
 @pytest.fixture

@@ -61,7 +61,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]
             time.sleep(0.05)
         yield {**json.loads(text), "home": home}
         os.killpg(process.pid, signal.SIGINT)
-        process.wait(40)
+        process.wait(150)
     finally:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)

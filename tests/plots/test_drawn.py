@@ -55,7 +55,7 @@ def test_twins_leave_nothing_open_and_are_white():
     picture = static.png(demo.softmax(), demo.softmax().state)
     assert plt.get_fignums() == before
     pixels = plt.imread(io.BytesIO(picture))
-    assert pixels.shape[1] > 900 and np.allclose(pixels[0, 0], 1)
+    assert pixels.shape[1] > 850 and np.allclose(pixels[0, 0], 1)
 
 
 def test_user_strings_stay_text():

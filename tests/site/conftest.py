@@ -47,4 +47,5 @@ def built(small: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("WORKBENCH_HOME", str(folder))
         ledger.record([small.claim(effect=0.4, low=0.3, high=0.5)])
-        yield build(folder / "site")
+        report = build(folder / "site")
+    yield report  # the variable is gone again: other tests of this worker look at the repository
