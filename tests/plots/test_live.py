@@ -12,7 +12,7 @@ import pytest
 from plotly.graph_objects import FigureWidget
 
 from workbench.plots import display, live
-from workbench.plots.explorer import Axis, Explorer, Line, Panel, Slider
+from workbench.plots.explorer import Axis, Bars, Explorer, Line, Panel, Slider
 
 
 @pytest.fixture
@@ -249,3 +249,23 @@ def test_opening_fifty_times_costs_little_memory(shown):
     assert process.memory_info().rss - before < 25e6
     assert len(live.widgets.widget._instances) <= widgets
     assert not face.closed
+
+
+def test_empty_bins_send_no_nan_as_json():
+    """Bars without a base, as of empty bins: the widget's state must be JSON."""
+    explorer = Explorer(
+        name="t.bars",
+        title="bars",
+        controls=[Slider("a", "A", 0, 1, step=0.5, value=0.0)],
+        compute=lambda a: {
+            "x": np.arange(3.0),
+            "y": np.array([1.0, np.nan, 2.0]) + a,
+            "low": np.array([0.5, np.nan, 0.0]),
+        },
+        panels=[Panel("p", x=Axis("x"), y=Axis("y"), draws=[Bars("x", "y", base="low")])],
+    )
+    face = explorer.face()
+    face.controls["a"].value = 1.0
+    base = face.figure.data[0].base
+    assert np.isfinite(np.asarray(base, float)).all()
+    assert np.isnan(face.figure.data[0].y[1]), "the empty bin itself stays empty"

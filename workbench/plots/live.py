@@ -96,7 +96,7 @@ class LiveFace:
         data, lay = self.spec.filled(result)
         for trace in data:
             for key, value in trace.items():
-                trace[key] = _compact(value)
+                trace[key] = _sent(key, value)
         figure = FigureWidget(data, lay)
         figure._config = figure._config | CONFIG
         return figure
@@ -104,7 +104,7 @@ class LiveFace:
     def _assign(self, figure: FigureWidget, result: Mapping[str, Any]) -> None:
         for binding in self.spec.bindings:
             target = figure.layout if binding.trace is None else figure.data[binding.trace]
-            target[binding.prop] = _compact(bindings.evaluate(binding, result))
+            target[binding.prop] = _sent(binding.prop, bindings.evaluate(binding, result))
 
     def _listen_to_clicks(self) -> None:
         for trace in self.figure.data:
@@ -263,6 +263,13 @@ def _close(widget: Any) -> None:
     for part in held:
         if isinstance(part, widgets.Widget):
             _close(part)
+
+
+def _sent(prop: str, value: Any) -> Any:
+    """A property as it is sent. plotly sends a bar's `base` as JSON, which knows no NaN: a bar
+    without a base has no height either, so any number does."""
+    value = _compact(value)
+    return np.nan_to_num(value) if prop == "base" and isinstance(value, np.ndarray) else value
 
 
 def _compact(value: Any) -> Any:
