@@ -1,11 +1,9 @@
 """The reliability explorer and the benchmark's: Python against JavaScript, files, large tables."""
 
 import json
-import shutil
-import subprocess
 import time
-from pathlib import Path
 
+import js
 import numpy as np
 import pandas as pd
 import pytest
@@ -17,31 +15,6 @@ from workbench.calibration.calib_benchmark import Predictions, rank_correlations
 from workbench.calibration.figures import BY_HAND, METHODS, explore, read_predictions
 from workbench.calibration.figures_benchmark import explore_benchmark
 from workbench.plots.export import plain
-
-
-def node() -> str | None:
-    """A JavaScript engine: the system's, or the one that playwright brings."""
-    if found := shutil.which("node"):
-        return found
-    try:
-        import playwright
-    except ImportError:
-        return None
-    bundled = Path(playwright.__file__).parent / "driver" / "node"
-    return str(bundled) if bundled.exists() else None
-
-
-def in_javascript(explorer, states):
-    """What the exported formula returns for each state, with the data at full precision."""
-    data = {key: plain(value, 17) for key, value in explorer.data.items()}
-    program = (
-        f"const f = ({explorer.script.strip()});"
-        f"const data = {json.dumps(data)};"
-        f"const all = {json.dumps(states)}.map(state => f(state, data));"
-        "process.stdout.write(JSON.stringify(all));"
-    )
-    done = subprocess.run([node(), "-"], input=program, capture_output=True, text=True, check=True)
-    return json.loads(done.stdout)
 
 
 def agree(python, javascript, tol=1e-9):
@@ -72,7 +45,6 @@ STATE = {
 # ---- the reliability explorer
 
 
-@pytest.mark.skipif(node() is None, reason="no JavaScript engine")
 def test_the_exported_formula_equals_python_at_every_control():
     explorer = explore(LOGITS, LABELS)
     states = [
@@ -82,7 +54,7 @@ def test_the_exported_formula_equals_python_at_every_control():
         for s in ("equal-width", "equal-mass", "adaptive")
         for norm in ("l1", "l2", "max")
     ]
-    for state, found in zip(states, in_javascript(explorer, states), strict=True):
+    for state, found in zip(states, js.formula(explorer, states), strict=True):
         expected = explorer.result(**state)
         assert set(explorer.keys()) <= set(found)
         for key, value in found.items():
@@ -262,7 +234,6 @@ def networks(m=6):
     return found
 
 
-@pytest.mark.skipif(node() is None, reason="no JavaScript engine")
 def test_the_benchmark_explorer_is_the_same_in_javascript():
     explorer = explore_benchmark(networks())
     states = [
@@ -271,7 +242,7 @@ def test_the_benchmark_explorer_is_the_same_in_javascript():
             [(5, "before", 500, "before"), (15, "before", 15, "after"), (100, "after", 5, "after")]
         )
     ]
-    for state, found in zip(states, in_javascript(explorer, states), strict=True):
+    for state, found in zip(states, js.formula(explorer, states), strict=True):
         expected = explorer.result(**state)
         assert set(explorer.keys()) <= set(found)
         for key, value in found.items():

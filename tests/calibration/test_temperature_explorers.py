@@ -1,43 +1,14 @@
 """The explorers of TempNet and of correctness: their formula in JavaScript against Python."""
 
-import json
 import math
-import shutil
-import subprocess
 import time
-from pathlib import Path
 
+import js
 import numpy as np
 import pytest
 
 from workbench.calibration.figures_correctness import explore_pulls, explore_simplex
 from workbench.calibration.figures_tempnet import explore_temperature
-from workbench.plots.export import plain
-
-
-def node() -> str | None:
-    """A JavaScript engine: the system's, or the one that playwright brings."""
-    if found := shutil.which("node"):
-        return found
-    try:
-        import playwright
-    except ImportError:
-        return None
-    bundled = Path(playwright.__file__).parent / "driver" / "node"
-    return str(bundled) if bundled.exists() else None
-
-
-def in_javascript(explorer, states):
-    """What the exported formula returns for each state, with the data at full precision."""
-    data = {key: plain(value, 17) for key, value in explorer.data.items()}
-    program = (
-        f"const f = ({explorer.script.strip()});"
-        f"const data = {json.dumps(data)};"
-        f"const all = {json.dumps(states)}.map(state => f(state, data));"
-        "process.stdout.write(JSON.stringify(all));"
-    )
-    done = subprocess.run([node(), "-"], input=program, capture_output=True, text=True, check=True)
-    return json.loads(done.stdout)
 
 
 def predictions(n=30, k=7, seed=0):
@@ -67,10 +38,9 @@ CASES = [
 ]
 
 
-@pytest.mark.skipif(node() is None, reason="no JavaScript engine")
 @pytest.mark.parametrize("explorer, states", CASES, ids=lambda v: getattr(v, "name", ""))
 def test_the_exported_formula_computes_what_python_computes(explorer, states):
-    for state, found in zip(states, in_javascript(explorer, states), strict=True):
+    for state, found in zip(states, js.formula(explorer, states), strict=True):
         expected = explorer.result(**state)
         keys = explorer.keys()
         for key in keys:
