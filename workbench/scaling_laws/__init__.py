@@ -16,9 +16,12 @@ from typing import Any
 _NAMES = {
     "LAWS": "laws",
     "Law": "laws",
+    "FitWarning": "table",
     "LawFit": "fit",
     "explore": "figures",
+    "fit_each": "fit",
     "fit_law": "fit",
+    "fit_power": "fit",
     "tiny_lm_grid": "tiny_lm",
 }
 _HERE = Path(__file__).parent

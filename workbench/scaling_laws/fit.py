@@ -6,6 +6,7 @@ import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any, overload
 
 import numpy as np
 import pandas as pd
@@ -19,7 +20,7 @@ from workbench.scaling_laws.identify import confounded
 from workbench.scaling_laws.laws import Law
 from workbench.scaling_laws.optimum import compute_optimal
 from workbench.scaling_laws.solve import OBJECTIVES, Objective, Solution, solve
-from workbench.scaling_laws.table import FitWarning, Runs, prepare
+from workbench.scaling_laws.table import FitWarning, Runs, pick, prepare
 
 DRAWN = 60  # starts drawn where a grid is larger: chance of missing Chinchilla's optimum ~1e-20
 TEX = {"alpha": r"\alpha", "beta": r"\beta", "eta": r"\eta", "B_star": "B_*", "R_N": "R_N^*"}
@@ -31,6 +32,7 @@ class LawFit:
 
     Attributes:
         law: the formula.
+        columns: the user's names of the columns, as given.
         params: natural parameters at the best optimum.
         theta: the same in the solver's coordinates, (p,).
         objective: its value there: the sum over rows of Huber's function of the log residual
@@ -44,7 +46,7 @@ class LawFit:
     """
 
     law: Law
-    runs: Runs
+    columns: dict[str, str]
     params: dict[str, float]
     theta: Float[Tensor, " p"]
     objective: float
@@ -96,18 +98,33 @@ class LawFit:
         values = pd.DataFrame(self._draws_theta.cpu().numpy(), columns=list(self.params))
         return values.corr()
 
+    @overload
+    def predict(
+        self, frame: pd.DataFrame | None = ..., *, interval: None = ..., **inputs: Any
+    ) -> np.ndarray: ...
+
+    @overload
+    def predict(
+        self,
+        frame: pd.DataFrame | None = ...,
+        *,
+        interval: float,
+        new_run: bool = ...,
+        **inputs: Any,
+    ) -> pd.DataFrame: ...
+
     def predict(
         self,
         frame: pd.DataFrame | None = None,
         *,
         interval: float | None = None,
         new_run: bool = False,
-        **inputs: object,
+        **inputs: Any,
     ) -> np.ndarray | pd.DataFrame:
         """Loss at other sizes, given as a frame with the law's inputs or by name.
 
         Args:
-            frame: columns named like the law's inputs (or like the user's columns of the fit).
+            frame: columns named as in the fit, or like the law's inputs.
             interval: a level such as 0.95: bootstrap percentiles as well.
             new_run: widen the interval to where a single new run should fall, by adding a log
                 residual of the fit, drawn at random, to each draw.
@@ -141,11 +158,9 @@ class LawFit:
         self, frame: pd.DataFrame | None, inputs: Mapping[str, object]
     ) -> tuple[dict[str, Tensor], tuple[int, ...]]:
         values: dict[str, object] = dict(inputs)
-        for name in self.law.inputs:
-            if frame is not None and name not in values:
-                column = name if name in frame else self.runs.named.get(name, name)
-                if column in frame:
-                    values[name] = frame[column].to_numpy(float)
+        if frame is not None:
+            there = {q: c for q, c in self.columns.items() if c in frame.columns and q != "loss"}
+            values = {**pick(frame, self.law, there)[0], **values}
         if set(values) != set(self.law.inputs):
             needed = ", ".join(self.law.inputs)
             raise ValueError(f"inputs: {self.law.name} needs {needed}; got {', '.join(values)}")
@@ -233,6 +248,7 @@ def fit_law(
     cluster: str | None = None,
     seed: int = 0,
     device: str | torch.device = "cpu",
+    max_iterations: int = 300,
     quiet: bool = False,
 ) -> LawFit:
     r"""Fit a scaling law to a table of runs.
@@ -258,6 +274,7 @@ def fit_law(
         cluster: column whose values are resampled together (runs, when rows are checkpoints).
         seed: of starts and resamples.
         device: where to solve.
+        max_iterations: of any start or refit.
         quiet: only store warnings in the result, without raising Python warnings.
 
     Raises:
@@ -293,8 +310,8 @@ def fit_law(
 
     def run(start: Tensor, weights: Tensor | None = None) -> Solution:
         return solve(
-            law, inputs, observed, start, weights=weights, objective=objective,
-            delta=delta, free=free, lower=lower, upper=upper,
+            law, inputs, observed, start, weights=weights, objective=objective, delta=delta,
+            free=free, lower=lower, upper=upper, max_iterations=max_iterations,
         )  # fmt: skip
 
     found = run(theta0)
@@ -324,19 +341,27 @@ def fit_law(
         for note in notes:
             warnings.warn(note, FitWarning, stacklevel=2)
     return LawFit(
-        law=law, runs=runs, params=dict(zip(law.parameters, natural.tolist(), strict=True)),
-        theta=theta, objective=value, loss=objective, delta=delta, frame=used, starts=found,
-        at_best=at_best, warnings=notes,
+        law=law,
+        columns=dict(columns or {}),
+        params=dict(zip(law.parameters, natural.tolist(), strict=True)),
+        theta=theta,
+        objective=value,
+        loss=objective,
+        delta=delta,
+        frame=used,
+        starts=found,
+        at_best=at_best,
+        warnings=notes,
         draws=pd.DataFrame(law.natural(draws).cpu().numpy(), columns=list(law.parameters)),
         _draws_theta=draws,
-    )  # fmt: skip
+    )
 
 
 def fit_power(
-    x: np.ndarray | Sequence[float], y: np.ndarray | Sequence[float], **options: object
+    x: np.ndarray | Sequence[float], y: np.ndarray | Sequence[float], **options: Any
 ) -> LawFit:
     """Fit ``y = E + A x^-alpha``; options are those of `fit_law`."""
-    return fit_law(pd.DataFrame({"x": x, "loss": y}), "power", **options)  # type: ignore[arg-type]
+    return fit_law(pd.DataFrame({"x": x, "loss": y}), "power", **options)
 
 
 def fit_each(
@@ -345,13 +370,12 @@ def fit_each(
     law: str | Law = "chinchilla",
     *,
     columns: Mapping[str, str] | None = None,
-    **options: object,
+    **options: Any,
 ) -> dict[str, LawFit]:
     """The same law for several loss columns (validation sets, tasks) of one table."""
     shared = dict(columns or {})
     return {
-        loss: fit_law(frame, law, columns={**shared, "loss": loss}, **options)  # type: ignore[arg-type]
-        for loss in losses
+        loss: fit_law(frame, law, columns={**shared, "loss": loss}, **options) for loss in losses
     }
 
 

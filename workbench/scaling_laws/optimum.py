@@ -24,9 +24,9 @@ def compute_optimal(
     r"""N, D and loss, each (P, c), that minimise the law on every iso-FLOP curve.
 
     For Chinchilla's law in closed form, with $G = (\alpha A / \beta B)^{1/(\alpha+\beta)}$:
-    $N^* = G (C/6)^{\beta/(\alpha+\beta)}$ and $D^* = C / 6 N^*$ (Hoffmann et al. 2022, equation 4).
-    For other laws by golden section in ln N between 1 parameter and C / 6, where the loss has one
-    minimum.
+    $N^* = G (C/6)^{\beta/(\alpha+\beta)}$ and $D^* = C / 6 N^*$ (Hoffmann et al. 2022, equation 4);
+    the law of over-training is Chinchilla's with one exponent for both. For other laws by golden
+    section in ln N between 1 parameter and C / 6, where the loss has one minimum.
 
     Raises:
         ValueError: the law has no N with D or M, or ``held`` does not name its other inputs.
@@ -49,8 +49,9 @@ def compute_optimal(
         inputs |= {q: torch.full_like(N, v) for q, v in fixed.items()}
         return law.loss(theta, **inputs)
 
-    if law.name == "chinchilla":
-        A, B, _, alpha, beta = law.natural(theta)[:, :, None].unbind(1)
+    if law.name in ("chinchilla", "over_training"):
+        A, B, _, alpha, *rest = law.natural(theta)[:, :, None].unbind(1)
+        beta = rest[0] if rest else alpha
         G = (alpha * A / (beta * B)) ** (1 / (alpha + beta))
         log_N = (G * (budgets / 6) ** (beta / (alpha + beta))).log()
         return log_N.exp(), budgets / 6 / log_N.exp(), loss(log_N)

@@ -189,7 +189,7 @@ def _newton(
             break
         now, v, lam = theta[active], value[active], damping[active]
         g, hessian, upper = problem.model(now, active)
-        step = _step(problem, now, g, hessian, upper, lam)
+        step = _within(problem, now, _step(problem, now, g, hessian, upper, lam))
         promised = -(g * step).sum(1) - 0.5 * torch.einsum("pi,pij,pj->p", step, hessian, step)
         trial = (now + step).clamp(problem.lower, problem.upper)
         reached = problem.value(trial, active)
@@ -234,6 +234,13 @@ def _step(
     step = torch.cholesky_solve(rhs, factor)[..., 0]
     step = step.nan_to_num(0.0, 0.0, 0.0)
     return step * (STRIDE / step.abs().amax(1, keepdim=True)).clamp(max=1)
+
+
+def _within(problem: _Problem, theta: Tensor, step: Tensor) -> Tensor:
+    """The step, shortened to where it first meets a bound."""
+    room = torch.where(step > 0, problem.upper - theta, problem.lower - theta)
+    share = torch.where(step == 0, torch.inf, room / step).amin(1, keepdim=True)
+    return step * share.clamp(0, 1)
 
 
 def best_of(

@@ -6,7 +6,7 @@ left out or looks suspicious is a warning.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -15,7 +15,7 @@ import pandas as pd
 from workbench.scaling_laws.laws import Law
 
 #: What can be had from other columns: name, the columns it needs, how, and in words.
-DERIVED = (
+DERIVED: tuple[tuple[str, tuple[str, str], Callable[..., pd.Series], str], ...] = (
     ("D", ("C", "N"), lambda C, N: C / (6 * N), "FLOP / (6 N)"),
     ("N", ("C", "D"), lambda C, D: C / (6 * D), "FLOP / (6 D)"),
     ("D", ("M", "N"), lambda M, N: M * N, "M N"),
@@ -69,6 +69,35 @@ def prepare(frame: pd.DataFrame, law: Law, columns: Mapping[str, str] | None = N
         ValueError: a column is missing, not positive or infinite, an input takes one value only, or
             tokens are fewer than the batch.
     """
+    numbers, named = pick(frame, law, columns, also=("loss", "B", "C"))
+    if "loss" not in numbers:
+        raise ValueError(
+            'columns: no column "loss"; name it, for example columns={"loss": "val_loss"}'
+        )
+    wanted = [*law.inputs, "loss"]
+    runs = Runs(pd.DataFrame(numbers), named)
+    table = _complete(runs, wanted)
+    for name in table.columns:
+        _positive(table[name], runs.label(name))
+    table = _distinct(Runs(table, named, runs.warnings), wanted)
+    runs = Runs(table[wanted], named, runs.warnings)
+    _plausible(table, runs, law)
+    return runs
+
+
+def pick(
+    frame: pd.DataFrame,
+    law: Law,
+    columns: Mapping[str, str] | None = None,
+    *,
+    also: Sequence[str] = (),
+) -> tuple[dict[str, pd.Series], dict[str, str]]:
+    """The law's inputs (and what ``also`` names, if there), and the user's word for each.
+
+    Raises:
+        TypeError: ``frame`` is not a frame, or a column holds no numbers.
+        ValueError: an input is neither there nor can be computed, or ``columns`` is wrong.
+    """
     if not isinstance(frame, pd.DataFrame):
         raise TypeError(f"frame: expected a pandas DataFrame, got {type(frame).__name__}")
     if frame.empty:
@@ -89,26 +118,13 @@ def prepare(frame: pd.DataFrame, law: Law, columns: Mapping[str, str] | None = N
     named = {name: given.get(name, name) for name in known if given.get(name, name) in frame}
     if "loss" not in named and "L" in frame.columns:
         named["loss"] = "L"
-    numbers = {name: _numbers(frame[column], column) for name, column in named.items()}
-    extras = {"B", "C"} & (set(given) | {"B"} & set(named))
-    wanted = [*law.inputs, "loss"]
+    numbers = {}
     for name in law.inputs:
-        if name not in numbers:
-            _derive(name, numbers, named, frame)
-    if "loss" not in numbers:
-        raise ValueError(
-            'columns: no column "loss"; name it, for example columns={"loss": "val_loss"}'
-        )
-    table = pd.DataFrame({name: numbers[name] for name in {*wanted, *extras} if name in numbers})
-    runs = Runs(table, named)
-    table = _complete(runs, wanted)
-    runs = Runs(table, named, runs.warnings)
-    for name in table.columns:
-        _positive(table[name], runs.label(name))
-    table = _distinct(runs, wanted)
-    runs = Runs(table, named, runs.warnings)
-    _plausible(runs, law)
-    return Runs(table[wanted], named, runs.warnings)
+        numbers[name] = _input(name, named, frame)
+    for name in also:
+        if name in named and name not in numbers:
+            numbers[name] = _numbers(frame[named[name]], named[name])
+    return numbers, named
 
 
 def _numbers(values: pd.Series, column: str) -> pd.Series:
@@ -120,15 +136,15 @@ def _numbers(values: pd.Series, column: str) -> pd.Series:
     return values.astype(float)
 
 
-def _derive(
-    name: str, numbers: dict[str, pd.Series], named: dict[str, str], frame: pd.DataFrame
-) -> None:
-    """Compute an input that the table does not hold, from what it holds."""
+def _input(name: str, named: dict[str, str], frame: pd.DataFrame) -> pd.Series:
+    """A column of the table, or computed from others."""
+    if name in named:
+        return _numbers(frame[named[name]], named[name])
     for target, needs, formula, words in DERIVED:
-        if target == name and all(q in numbers for q in needs):
-            numbers[name] = formula(*(numbers[q] for q in needs))
+        if target == name and all(q in named for q in needs):
+            values = formula(*(_numbers(frame[named[q]], named[q]) for q in needs))
             named[name] = words
-            return
+            return values
     ways = [" and ".join(needs) for target, needs, *_ in DERIVED if target == name]
     other = f", or {' or '.join(ways)} to compute it from" if ways else ""
     what = MEANING.get(name, name)
@@ -173,9 +189,8 @@ def _distinct(runs: Runs, wanted: list[str]) -> pd.DataFrame:
     return runs.frame[~doubled]
 
 
-def _plausible(runs: Runs, law: Law) -> None:
+def _plausible(table: pd.DataFrame, runs: Runs, law: Law) -> None:
     """Errors and warnings about columns that cannot be what they are said to be."""
-    table = runs.frame
     for name in law.inputs:
         if table[name].nunique() == 1 and len(table) > 1:
             others = " and ".join(q for q in law.inputs if q != name)
@@ -191,9 +206,9 @@ def _plausible(runs: Runs, law: Law) -> None:
             f"{runs.label('D')}: row {row!r} saw fewer tokens ({table.D[row]:g}) than one batch "
             f"holds ({runs.label('B')}: {table.B[row]:g}); are the columns swapped?"
         )
-    if {"N", "D"} <= set(table) and (table.D < table.N).all():
+    if {"N", "D"} <= set(table) and (table.D < table.N).mean() > 0.5:
         runs.warnings.append(
-            f"{runs.label('D')}: every run has fewer tokens than parameters "
+            f"{runs.label('D')}: most runs have fewer tokens than parameters "
             f"({runs.label('N')}); if the two are swapped, so are the exponents"
         )
     if {"N", "D", "C"} <= set(table):
