@@ -101,29 +101,47 @@ def test_gradient_and_curvature_are_those_of_finite_differences(name: str) -> No
         params = {**CASES["chinchilla"][0], "R_N": 5.3, "R_D": 15.4}
     theta = law.internal(params)[None]
     rows = torch.zeros(1, dtype=torch.long)
-    bound = law.bind(columns)
-    ell, gradient, second, gram = bound.expand(theta, rows)
-    assert torch.equal(ell, bound.log_loss(theta, rows)) or torch.allclose(
-        ell, bound.log_loss(theta, rows), rtol=1e-14
-    )
+    bound = law.bind(columns, torch.linspace(0.5, 1.5, 6).double())
+    slope = torch.linspace(-1, 2, 6).double()[None]
+    flat = torch.zeros_like(slope)
+
+    def pulled(at: torch.Tensor, weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return bound.normal(at, bound.evaluate(at, rows)[1], rows, slope, weight)
+
+    gradient, curvature = pulled(theta, flat)
     step = 1e-5
     for j in range(law.p):
         up, down = theta.clone(), theta.clone()
         up[0, j] += step
         down[0, j] -= step
-        slope = (bound.log_loss(up, rows) - bound.log_loss(down, rows)) / (2 * step)
-        assert torch.allclose(gradient[:, j], slope, rtol=2e-5, atol=1e-8), law.parameters[j]
+        change = (bound.evaluate(up, rows)[0] - bound.evaluate(down, rows)[0]) / (2 * step)
+        expected = (slope * change).sum(1)
+        assert torch.allclose(gradient[:, j], expected, rtol=2e-5, atol=1e-8), law.parameters[j]
         if name == "kaplan":
             continue  # its curvature is left to Gauss-Newton
-        weights = torch.linspace(-1, 2, 6).double()[None]
-        bend = (
-            (bound.expand(up, rows).gradient - bound.expand(down, rows).gradient)
-            @ weights[0]
-            / (2 * step)
-        )
-        outer = (gradient * weights[:, None]) @ gradient.mT
-        hessian = second(weights) - gram * outer
-        assert torch.allclose(hessian[0, j], bend[0], rtol=1e-4, atol=1e-6), law.parameters[j]
+        bend = (pulled(up, flat)[0] - pulled(down, flat)[0]) / (2 * step)
+        assert torch.allclose(curvature[0, j], bend[0], rtol=1e-4, atol=1e-6), law.parameters[j]
+
+
+@pytest.mark.parametrize("name", laws.LAWS)
+def test_the_gram_matrix_is_made_of_single_gradients(name: str) -> None:
+    law = laws.get(name)
+    columns = _inputs(name, 5, torch.Generator().manual_seed(2))
+    params = CASES[name][0] if name in CASES else KAPLAN
+    if name == "data_constrained":
+        params = {**CASES["chinchilla"][0], "R_N": 5.3, "R_D": 15.4}
+    theta, rows = law.internal(params)[None], torch.zeros(1, dtype=torch.long)
+    bound = law.bind(columns, torch.zeros(5).double())
+    memo = bound.evaluate(theta, rows)[1]
+    weight = torch.linspace(0.2, 2, 5).double()[None]
+    none = torch.zeros_like(weight)
+    each = [bound.normal(theta, memo, rows, one[None], none)[0] for one in torch.eye(5).double()]
+    expected = sum(w * g.mT @ g for w, g in zip(weight[0], each, strict=True))
+    gram = bound.gram(theta, memo, rows, weight)
+    assert torch.allclose(gram[0], expected, rtol=1e-9, atol=1e-12)
+    # In `normal`, the weight adds just this to the curvature.
+    added = bound.normal(theta, memo, rows, none, weight)[1]
+    assert torch.allclose(added[0], expected, rtol=1e-9, atol=1e-12)
 
 
 @settings(max_examples=25, deadline=None)
@@ -134,10 +152,20 @@ def test_inputs_of_their_own_give_each_problem_its_value(seed: int) -> None:
     theta = torch.stack([law.internal(CASES["chinchilla"][0])] * 3)
     theta += 0.1 * torch.rand(3, 5, generator=generator).double()
     columns = {q: torch.rand(3, 4, generator=generator).double() * 1e9 + 1e6 for q in ("N", "D")}
-    both = law.bind(columns).log_loss(theta, torch.arange(3))
+    observed, slope = torch.rand(2, 3, 4, generator=generator).double()
+    together, every = law.bind(columns, observed), torch.arange(3)
+    residuals, memo = together.evaluate(theta, every)
+    gradient, matrix = together.normal(theta, memo, every, slope, slope + 1)
     for i in range(3):
-        alone = law.bind({q: x[i] for q, x in columns.items()})
-        assert torch.allclose(both[i], alone.log_loss(theta[i : i + 1], torch.zeros(1).long())[0])
+        alone, row, one = (
+            law.bind({q: x[i] for q, x in columns.items()}, observed[i]),
+            every[:1],
+            theta[i : i + 1],
+        )
+        r, kept = alone.evaluate(one, row)
+        assert torch.allclose(residuals[i], r[0])
+        g, m = alone.normal(one, kept, row, slope[i : i + 1], slope[i : i + 1] + 1)
+        assert torch.allclose(gradient[i], g[0]) and torch.allclose(matrix[i], m[0])
 
 
 def test_a_law_of_ones_own_is_one_function() -> None:

@@ -28,7 +28,7 @@ from workbench.plots.explorer import (
 )
 from workbench.scaling_laws import laws
 from workbench.scaling_laws.fit import LawFit, fit_law
-from workbench.scaling_laws.laws import Law
+from workbench.scaling_laws.law import Law
 from workbench.scaling_laws.table import prepare
 
 CURVE = 48  # points of a drawn curve

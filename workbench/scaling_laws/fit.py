@@ -17,7 +17,7 @@ from torch import Tensor
 from workbench.lab import checks
 from workbench.scaling_laws import laws
 from workbench.scaling_laws.identify import confounded
-from workbench.scaling_laws.laws import Law
+from workbench.scaling_laws.law import Law
 from workbench.scaling_laws.optimum import compute_optimal
 from workbench.scaling_laws.solve import OBJECTIVES, Objective, Solution, solve
 from workbench.scaling_laws.table import FitWarning, Runs, pick, prepare
@@ -325,10 +325,13 @@ def fit_law(
         notes.append("the best optimum had not converged; give more or other starts")
     if len(theta0) >= 20 and at_best < 0.05:
         notes.append(f"only {at_best:.0%} of {len(theta0)} starts reached the best optimum")
-    if names := confounded(law, inputs, observed, theta, free):
+    equals = found.theta[found.objective <= value * (1 + 1e-9) + 1e-18]
+    if names := confounded(law, inputs, observed, theta, equals, free):
+        several = len(names) > 1
+        trouble = "cannot be told apart by these runs" if several else "moves no prediction"
         notes.append(
-            f"not identified: {' and '.join(names)} cannot be told apart by these runs; fix one of "
-            "them, or add runs that vary what they multiply"
+            f"not identified: {' and '.join(names)} {trouble}; fix {'one' if several else 'it'} "
+            "(fixed=...), or add runs that vary what it multiplies"
         )
     draws = theta[None, :][:0]
     if bootstrap:

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from workbench.lab import checks
-from workbench.scaling_laws.laws import Law
+from workbench.scaling_laws.law import Law
 
 _STEPS = 60  # golden-section steps: the bracket shrinks to 1e-11 of its width
 _GOLDEN = 0.6180339887498949

@@ -20,16 +20,20 @@ from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from workbench.lab import checks
-from workbench.scaling_laws.laws import Bound, Inputs, Law
+from workbench.scaling_laws.law import Bound, Inputs, Law
 
 Objective: TypeAlias = Literal["huber_log", "lsq", "lsq_log"]
 OBJECTIVES: tuple[Objective, ...] = ("huber_log", "lsq", "lsq_log")
 STRIDE = 5.0  # no parameter moves further in one step: a term that vanished may come back
-CHUNK = 1_500_000  # numbers in one array of a batch; larger batches are solved in turn
+RIDGE = 1e-4  # of the diagonal, added with the damping
+SHARES = (0.3, 0.08, 0.01)  # of a step that leads uphill
+STALLED, PATIENCE = 1e-6, 10  # a problem that falls by less than this, so many times, is given up
+WIDTH = 120_000  # rows x problems worked on together: what a core's cache holds
 
 
 @dataclass(frozen=True)
@@ -51,7 +55,7 @@ class Solution:
 @dataclass(frozen=True)
 class _Problem:
     bound: Bound
-    log_loss: Tensor  # (n,) or (P, n)
+    loss: Tensor  # (n,) or (P, n)
     weights: Tensor | None  # (P, n)
     objective: Objective
     delta: float
@@ -59,48 +63,45 @@ class _Problem:
     lower: Tensor  # (p,)
     upper: Tensor  # (p,)
 
-    def _observed(self, rows: Tensor) -> Tensor:
-        return self.log_loss if self.log_loss.ndim == 1 else self.log_loss[rows]
+    @property
+    def bounded(self) -> bool:
+        """Whether any parameter has a bound."""
+        return bool(self.lower.isfinite().any() or self.upper.isfinite().any())
 
-    def _residual(self, ell: Tensor, rows: Tensor) -> Tensor:
-        observed = self._observed(rows)
-        return ell.exp() - observed.exp() if self.objective == "lsq" else ell - observed
-
-    def _sum(self, values: Tensor, rows: Tensor) -> Tensor:
-        return (values if self.weights is None else values * self.weights[rows]).sum(1)
-
-    def value(self, theta: Tensor, rows: Tensor) -> Tensor:
-        r = self._residual(self.bound.log_loss(theta, rows), rows)
+    def evaluate(self, theta: Tensor, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Objective (P,), log residuals (P, n), and the law's memo."""
+        r, memo = self.bound.evaluate(theta, rows)
         if self.objective == "huber_log":
-            size = r.abs()
-            small = size.clamp(max=self.delta)
-            cost = small * (size - 0.5 * small)
-        else:
+            cost = F.huber_loss(r, torch.zeros_like(r), reduction="none", delta=self.delta)
+        elif self.objective == "lsq_log":
             cost = 0.5 * r * r
-        return self._sum(cost, rows).nan_to_num(nan=torch.inf)
+        else:
+            cost = 0.5 * (self._observed(rows) * r.expm1()) ** 2
+        if self.weights is not None:
+            cost *= self.weights[rows]
+        return cost.sum(1).nan_to_num_(nan=torch.inf), r, memo
 
-    def model(self, theta: Tensor, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Gradient (P, p), Hessian (P, p, p), and the reweighted Gauss-Newton matrix."""
-        ell, gradient, second, gram = self.bound.expand(theta, rows)
-        r = self._residual(ell, rows)
+    def _observed(self, rows: Tensor) -> Tensor:
+        return self.loss if self.loss.ndim == 1 else self.loss[rows]
+
+    def derivatives(self, r: Tensor, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Of the objective by each log residual: first, second, and a bound on the second."""
         if self.objective == "huber_log":
-            size = r.abs()
             slope = r.clamp(-self.delta, self.delta)
-            bend = (size <= self.delta).to(r.dtype)
-            above = self.delta / size.clamp(min=self.delta)
+            above = slope / r  # 1 inside the threshold, delta / |r| outside
+            above.nan_to_num_(nan=1.0)
+            bend = (above == 1).to(r.dtype)
         elif self.objective == "lsq_log":
             slope, bend, above = r, torch.ones_like(r), torch.ones_like(r)
-        else:  # r = exp(ell) - L: dr = L_hat, d2r = L_hat
-            predicted = ell.exp()
-            slope, above = r * predicted, predicted * predicted
+        else:  # (L e^r - L)^2 / 2
+            observed = self._observed(rows)
+            predicted = observed * r.exp()
+            slope, above = (predicted - observed) * predicted, predicted * predicted
             bend = above + slope
         if self.weights is not None:
             w = self.weights[rows]
             slope, bend, above = slope * w, bend * w, above * w
-        g = (gradient @ slope[..., None])[..., 0]
-        hessian = (gradient * (bend - gram * slope)[:, None]) @ gradient.mT + second(slope)
-        upper = (gradient * above[:, None]) @ gradient.mT
-        return g, hessian, upper
+        return slope, bend, above
 
 
 def solve(
@@ -133,7 +134,7 @@ def solve(
         upper: bounds on ``theta``.
         max_iterations: of any problem.
         tolerance: a problem stops when the decrease its model promises is below ``tolerance`` times
-            its objective (or 1e-16 a row), twice.
+            its objective (or 1e-16 a row), and so is the change.
 
     Raises:
         ValueError: shapes do not fit, or an option has no such value.
@@ -153,94 +154,160 @@ def solve(
         weights = weights.to(theta).expand(many, n)
     if any(x.ndim == 2 for x in columns.values()):
         columns = {name: x.expand(many, n) for name, x in columns.items()}
-    per_chunk = max(1, CHUNK // (n * law.p))
-    parts = []
-    for rows in torch.arange(many, device=theta.device).split(per_chunk):
-        picked = {name: x if x.ndim == 1 else x[rows] for name, x in columns.items()}
-        problem = _Problem(
-            law.bind(picked),
-            log_loss if log_loss.ndim == 1 else log_loss[rows],
-            None if weights is None else weights[rows],
-            objective,
-            float(delta),
-            theta.new_ones(law.p, dtype=torch.bool) if free is None else free.to(theta.device),
-            theta.new_full((law.p,), -torch.inf) if lower is None else lower.to(theta),
-            theta.new_full((law.p,), torch.inf) if upper is None else upper.to(theta),
-        )
-        parts.append(_newton(problem, theta[rows], n, max_iterations, tolerance))
-    return Solution(*(torch.cat(tensors) for tensors in zip(*parts, strict=True)))
+    every = torch.arange(many, device=theta.device)
+    problem = _Problem(
+        law.bind(columns, log_loss),
+        log_loss.exp(),
+        weights,
+        objective,
+        float(delta),
+        theta.new_ones(law.p, dtype=torch.bool) if free is None else free.to(theta.device),
+        theta.new_full((law.p,), -torch.inf) if lower is None else lower.to(theta),
+        theta.new_full((law.p,), torch.inf) if upper is None else upper.to(theta),
+    )
+    width = max(1, WIDTH // n)
+    return _newton(problem, theta, every, width, 1e-16 * n, max_iterations, tolerance)
+
+
+class _Running:
+    """The problems under way, compacted as some end and filled up with those that wait."""
+
+    def __init__(self, problem: _Problem, start: Tensor, rows: Tensor) -> None:
+        value, r, memo = problem.evaluate(start, rows)
+        self.rows, self.theta, self.value, self.r, self.memo = rows, start, value, r, memo
+        self.damping = torch.full_like(value, 1e-2)
+        self.steps, self.idle = torch.zeros_like(rows), torch.zeros_like(rows)
+
+    _first = ("rows", "theta", "value", "r", "damping", "steps", "idle")
+
+    def keep(self, which: Tensor) -> None:
+        for name in self._first:
+            setattr(self, name, getattr(self, name)[which])
+        self.memo = self.memo[:, which]
+
+    def join(self, other: _Running) -> None:
+        for name in self._first:
+            setattr(self, name, torch.cat([getattr(self, name), getattr(other, name)]))
+        self.memo = torch.cat([self.memo, other.memo], 1)
+
+
+def _descend(problem: _Problem, now: _Running, step: Tensor) -> Tensor:
+    """Move along the step, or a share of it where the whole leads uphill; returns the share.
+
+    Problems for which no share leads down stay where they are (share 0).
+    """
+    trial = (now.theta + step).clamp(problem.lower, problem.upper)
+    value, r, memo = problem.evaluate(trial, now.rows)
+    better = value < now.value
+    share = better.to(step.dtype)
+    if bool(better.all()):
+        now.theta, now.value, now.r, now.memo = trial, value, r, memo
+        return share
+    left = (~better).nonzero()[:, 0]
+    for part in SHARES:
+        shorter = (now.theta[left] + part * step[left]).clamp(problem.lower, problem.upper)
+        v, r_part, memo_part = problem.evaluate(shorter, now.rows[left])
+        down = v < now.value[left]
+        rows = left[down]
+        trial[rows], value[rows], r[rows] = shorter[down], v[down], r_part[down]
+        memo[:, rows] = memo_part[:, down]
+        share[rows] = part
+        left = left[~down]
+        if not len(left):
+            break
+    trial[left], value[left], r[left] = now.theta[left], now.value[left], now.r[left]
+    memo[:, left] = now.memo[:, left]
+    now.theta, now.value, now.r, now.memo = trial, value, r, memo
+    return share
 
 
 def _newton(
-    problem: _Problem, start: Tensor, n: int, max_iterations: int, tolerance: float
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    theta = start.clamp(problem.lower, problem.upper)
-    every = torch.arange(len(theta), device=theta.device)
-    value = problem.value(theta, every)
-    damping = torch.full_like(value, 1e-2)
-    growth = torch.full_like(value, 4.0)
-    calm = torch.zeros_like(every)
-    iterations = torch.zeros_like(every)
-    converged = torch.zeros_like(every, dtype=torch.bool)
-    active = every[value.isfinite()]
-    floor = 1e-16 * n
-    for _ in range(max_iterations):
-        if not len(active):
-            break
-        now, v, lam = theta[active], value[active], damping[active]
-        g, hessian, upper = problem.model(now, active)
-        step = _within(problem, now, _step(problem, now, g, hessian, upper, lam))
-        promised = -(g * step).sum(1) - 0.5 * torch.einsum("pi,pij,pj->p", step, hessian, step)
-        trial = (now + step).clamp(problem.lower, problem.upper)
-        reached = problem.value(trial, active)
-        better = reached < v
-        theta[active[better]] = trial[better]
-        value[active[better]] = reached[better]
-        iterations[active] += 1
-        gain = (v - reached) / promised.abs().clamp(min=1e-300)
-        shrink = torch.where(gain > 0.75, 0.2, torch.where(gain > 0.25, 0.7, 1.5))
-        g_up = growth[active]
-        damping[active] = torch.where(better, (lam * shrink).clamp(min=1e-9), lam * g_up)
-        growth[active] = torch.where(better, torch.full_like(g_up, 4.0), g_up * 2)
-        small = (v - reached.minimum(v)) <= tolerance * v + floor
-        small &= (promised.abs() <= 10 * tolerance * v + floor) | (lam > 1e12)
-        calm[active] = torch.where(small, calm[active] + 1, 0)
-        done = (calm[active] >= 2) | (lam > 1e14)
-        converged[active[done]] = True
-        active = active[~done]
-    return theta, value, converged, iterations
+    problem: _Problem,
+    start: Tensor,
+    every: Tensor,
+    width: int,
+    floor: float,
+    max_iterations: int,
+    tolerance: float,
+) -> Solution:
+    """Each problem to its end, at most ``width`` at a time."""
+    best = start.clamp(problem.lower, problem.upper)
+    lowest = best.new_full((len(best),), torch.inf)
+    steps, converged = torch.zeros_like(every), torch.zeros_like(every, dtype=torch.bool)
+    now = _Running(problem, best[:width], every[:width])
+    waiting = width
+    while len(now.rows) or waiting < len(every):
+        if len(now.rows) <= width // 2 and waiting < len(every):
+            more = slice(waiting, waiting + width - len(now.rows))
+            now.join(_Running(problem, best[more], every[more]))
+            waiting = more.stop
+        step, slope = _step(problem, now.theta, now.r, now.memo, now.rows, now.damping)
+        before = now.value
+        share = _descend(problem, now, step)
+        fall = before - now.value
+        gain = fall / (-0.5 * slope).clamp(min=1e-300)  # against the damped model's minimum
+        factor = torch.where(gain > 0.75, 0.1, torch.where(gain > 0.25, 0.5, 2.0))
+        factor = torch.where(share < 1, 2 / share.clamp(min=0.01), factor)
+        now.damping = (now.damping * factor).clamp(min=1e-9)
+        now.steps = now.steps + 1
+        small = tolerance * now.value + floor
+        done = (-0.5 * slope <= small) & (fall <= small)
+        done |= (now.damping > 1e14) | ~now.value.isfinite()
+        now.idle = torch.where(fall <= STALLED * before, now.idle + 1, 0)
+        ended = done | (now.idle >= PATIENCE) | (now.steps >= max_iterations)
+        if bool(ended.any()):
+            rows = now.rows[ended]
+            best[rows], lowest[rows] = now.theta[ended], now.value[ended]
+            steps[rows], converged[rows] = now.steps[ended], done[ended]
+            now.keep(~ended)
+    return Solution(best, lowest, converged & lowest.isfinite(), steps)
 
 
 def _step(
-    problem: _Problem, theta: Tensor, g: Tensor, hessian: Tensor, upper: Tensor, lam: Tensor
-) -> Tensor:
-    """The damped step per problem; what is held or pressed against a bound does not move."""
+    problem: _Problem, theta: Tensor, r: Tensor, memo: Tensor, rows: Tensor, lam: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The damped step per problem and its slope; what is held or at a bound does not move."""
+    slope, bend, above = problem.derivatives(r, rows)
+    weight = torch.addcmul(bend, lam[:, None], above)
+    g, damped = problem.bound.normal(theta, memo, rows, slope, weight)
     free = problem.free & ~((theta <= problem.lower) & (g > 0))
     free &= ~((theta >= problem.upper) & (g < 0))
     mask = free.to(theta.dtype)
     both = mask[:, :, None] * mask[:, None, :]
-    pinned = torch.diag_embed(1 - mask)
-    scale = upper.diagonal(dim1=1, dim2=2)
-    ridge = torch.diag_embed(1e-4 * scale + 1e-30)
-    metric = upper + ridge
-    damped = (hessian + lam[:, None, None] * metric) * both + pinned
+    held = 1 - mask
+    diagonal = damped.diagonal(dim1=1, dim2=2)
+    diagonal += RIDGE * lam[:, None].clamp(max=1) * diagonal.abs() + 1e-30
+    damped = damped * both + torch.diag_embed(held)
     factor, info = torch.linalg.cholesky_ex(damped)
-    bad = info > 0
-    if bad.any():  # the true curvature is not positive here: step in the quadratic above
-        safe = ((1 + lam[:, None, None]) * metric * both + pinned)[bad]
-        safe = safe + torch.diag_embed(1e-12 * safe.diagonal(dim1=1, dim2=2))
+    bad = (info > 0).nonzero()[:, 0]
+    if len(bad):  # the true curvature is not positive here: step in the quadratic above
+        safe = problem.bound.gram(theta[bad], memo[:, bad], rows[bad], above[bad])
+        safe *= 1 + lam[bad, None, None]
+        diagonal = safe.diagonal(dim1=1, dim2=2)
+        diagonal += RIDGE * diagonal + 1e-30
+        safe = safe * both[bad] + torch.diag_embed(held[bad])
         factor[bad] = torch.linalg.cholesky_ex(safe)[0]
-    rhs = -(g * mask)[..., None]
-    step = torch.cholesky_solve(rhs, factor)[..., 0]
-    step = step.nan_to_num(0.0, 0.0, 0.0)
-    return step * (STRIDE / step.abs().amax(1, keepdim=True)).clamp(max=1)
+    step = torch.cholesky_solve(-(g * mask)[..., None], factor)[..., 0].nan_to_num_(0.0, 0.0, 0.0)
+    step *= (STRIDE / step.abs().amax(1, keepdim=True)).clamp(max=1)
+    if problem.bounded:
+        step = _within(problem, theta, step, g * mask, factor)
+    return step, (g * step).sum(1)
 
 
-def _within(problem: _Problem, theta: Tensor, step: Tensor) -> Tensor:
-    """The step, shortened to where it first meets a bound."""
-    room = torch.where(step > 0, problem.upper - theta, problem.lower - theta)
-    share = torch.where(step == 0, torch.inf, room / step).amin(1, keepdim=True)
-    return step * share.clamp(0, 1)
+def _within(problem: _Problem, theta: Tensor, step: Tensor, g: Tensor, factor: Tensor) -> Tensor:
+    """What would cross a bound goes just to it; the rest takes the best step beside that."""
+    low, high = problem.lower - theta, problem.upper - theta
+    crossing = (step < low) | (step > high)
+    if not bool(crossing.any()):
+        return step
+    to_bound = torch.where(crossing, step.clamp(low, high), 0.0)
+    hessian = factor @ factor.mT
+    mask = (~crossing).to(theta.dtype)
+    inner = hessian * mask[:, :, None] * mask[:, None, :] + torch.diag_embed(1 - mask)
+    pull = (g + (hessian @ to_bound[..., None])[..., 0]) * mask
+    rest = torch.linalg.solve(inner, -pull)
+    rest *= (STRIDE / rest.abs().amax(1, keepdim=True)).clamp(max=1)
+    return (to_bound + rest).clamp(low, high)
 
 
 def best_of(

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import pandas as pd
 
-from workbench.scaling_laws.laws import Law
+from workbench.scaling_laws.law import Law
 
 #: What can be had from other columns: name, the columns it needs, how, and in words.
 DERIVED: tuple[tuple[str, tuple[str, str], Callable[..., pd.Series], str], ...] = (
