@@ -268,3 +268,65 @@ def drag(page: Any) -> Callable[..., None]:
         page.mouse.up()
 
     return move
+
+
+FIGURE = {"lab": ".jp-OutputArea .js-plotly-plot", "site": "[data-explorer] .js-plotly-plot"}
+READOUTS = {"lab": ".workbench-readouts", "site": ".wb-readouts"}
+DRAWN = "f => JSON.stringify(document.querySelector(f).data.map(d => Array.from(d.y || d.z || [])))"
+
+
+@pytest.fixture
+def redraws(page: Any, drag: Callable[..., None]) -> Callable[..., None]:
+    """`redraws(where, label, fraction)` drags a slider and waits for the first figure to follow.
+
+    Its readouts must change as well. `where` is "lab" or "site".
+    """
+
+    def follow(where: str, label: str, fraction: float) -> None:
+        figure, numbers = FIGURE[where], READOUTS[where]
+        page.locator(figure.split()[0]).first.scroll_into_view_if_needed()  # drawn when in view
+        page.wait_for_selector(f"{figure} .main-svg")
+        drawn, said = page.evaluate(DRAWN, figure), page.inner_text(f"{numbers} >> nth=0")
+        drag(label, fraction)
+        page.wait_for_function(f"([f, old]) => ({DRAWN})(f) !== old", arg=[figure, drawn])
+        page.wait_for_function(
+            "([f, old]) => document.querySelector(f).innerText !== old", arg=[numbers, said]
+        )
+
+    return follow
+
+
+# ---- notebooks and pages of this repository
+
+
+@pytest.fixture
+def smoke_copy(tmp_path: Path) -> Callable[[str], Path]:
+    """`smoke_copy(family)`: its notebook with smoke parameters and without stored outputs."""
+    import nbformat
+    from papermill.iorw import load_notebook_node
+    from papermill.parameterize import parameterize_notebook
+
+    def make(family: str) -> Path:
+        stored = load_notebook_node(str(REPOSITORY / "notebooks" / f"{family}.ipynb"))
+        notebook = parameterize_notebook(stored, {"scale": "smoke"})
+        for cell in notebook.cells:
+            if cell.cell_type == "code":
+                cell.outputs, cell.execution_count = [], None
+        nbformat.write(notebook, tmp_path / f"{family}.ipynb")
+        return tmp_path / f"{family}.ipynb"
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def built_site(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """The report of one build of the static site, from a copy of what it reads."""
+    from workbench.site import build
+
+    home = tmp_path_factory.mktemp("site") / "home"
+    for name in ("data", "notebooks", "workbench", "tests"):
+        ignored = shutil.ignore_patterns("__pycache__", "benchmarks", "*.lock")
+        shutil.copytree(REPOSITORY / name, home / name, ignore=ignored)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("WORKBENCH_HOME", str(home))
+        return build(home / "site")

@@ -39,6 +39,21 @@ def test_a_wrong_formula_is_caught():
 
 
 @pytest.mark.parametrize("make", [demo.softmax, demo.gallery], ids=["formula", "grid"])
+def test_a_narrow_page_gets_a_face_of_one_column(make):
+    explorer = make()
+    exported = explorer.export()
+    spec = {k: v for k, v in exported.items() if k not in ("formula", "grid")}
+    [face] = js.run(f"answer([workbench.core.face({json.dumps(spec)}, 'narrow')]);")
+    narrow = layout.spec(
+        explorer.panels, explorer.result(), columns=1, height=explorer.height, width=layout.NARROW
+    )
+    assert face["traces"] == json.loads(json.dumps(narrow.traces))
+    assert face["layout"] == json.loads(json.dumps(narrow.layout))
+    assert face["bindings"] == json.loads(json.dumps([b.json() for b in narrow.bindings]))
+    assert len(json.dumps(exported["faces"]["narrow"])) < len(json.dumps(face))
+
+
+@pytest.mark.parametrize("make", [demo.softmax, demo.gallery], ids=["formula", "grid"])
 def test_the_scripts_figure_is_pythons_figure(make):
     explorer = make()
     exported = explorer.export()

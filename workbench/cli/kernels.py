@@ -7,6 +7,7 @@ import shutil
 import signal
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -142,6 +143,29 @@ def environment(
     return out
 
 
+@contextmanager
+def _saving_sparingly(nb_man: Any) -> Iterator[None]:
+    """Keep saving to a twentieth of the time; papermill writes the whole notebook twice a cell.
+
+    However it ends, the notebook is saved once more.
+    """
+    save, again = nb_man.save, time.monotonic()
+
+    def sparingly(**_: Any) -> None:
+        nonlocal again
+        start = time.monotonic()
+        if start >= again:
+            save()
+            again = time.monotonic() + 20 * (time.monotonic() - start)
+
+    nb_man.save = sparingly
+    try:
+        yield
+    finally:
+        nb_man.save = save
+        save()
+
+
 class _Engine(NBClientEngine):
     """papermill's engine, with the kernel's environment and without waiting for others."""
 
@@ -174,7 +198,7 @@ class _Engine(NBClientEngine):
         )
         own.client = client
         try:
-            with own.complaints.open("wb") as stderr:
+            with own.complaints.open("wb") as stderr, _saving_sparingly(nb_man):
                 return client.execute(env=own.environment, stderr=stderr)
         finally:
             own.client = None

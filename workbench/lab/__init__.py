@@ -6,9 +6,7 @@ matplotlib to be imported.
 
 from __future__ import annotations
 
-import importlib
-from pathlib import Path
-from typing import Any
+from workbench.lab import lazy
 
 _LAZY = {
     "start": "run",
@@ -18,16 +16,4 @@ _LAZY = {
     "judge": "claims",
     "paper": "show",
 }
-_MODULES = frozenset(p.stem for p in Path(__file__).parent.iterdir() if p.stem[0] != "_")
-
-
-def __getattr__(name: str) -> Any:
-    if name in _LAZY:
-        return getattr(importlib.import_module(f"workbench.lab.{_LAZY[name]}"), name)
-    if name in _MODULES:
-        return importlib.import_module(f"workbench.lab.{name}")
-    raise AttributeError(f"workbench.lab has no {name!r}")
-
-
-def __dir__() -> list[str]:
-    return sorted([*_LAZY, *_MODULES])
+__getattr__, __dir__ = lazy.names(__name__, __file__, _LAZY)

@@ -94,10 +94,8 @@ def _strip(claim: Claim) -> str:
         return round(14 + (width - 28) * (value - least + pad) / (most - least + 2 * pad), 1)
 
     colour = COLOURS[claim.verdict]
-    dots = "".join(
-        f'<circle cx="{x(d)}" cy="{mid}" r="4" fill="{colour}" fill-opacity=".35"/>'
-        for d in claim.differences
-    )
+    each = "".join(f'<circle cx="{x(d)}" r="4"/>' for d in claim.differences)
+    dots = f'<g fill="{colour}" fill-opacity=".35" transform="translate(0 {mid:g})">{each}</g>'
     margin = claim.margin
     label = f"margin {margin:g}" if margin else "no difference"
     anchor = "start" if x(margin) < width / 2 else "end"

@@ -58,6 +58,7 @@ def payload(explorer: Explorer, state: State, digits: int = DIGITS) -> dict[str,
             "layout": spec.layout,
             "bindings": [binding.json() for binding in spec.bindings],
         }
+    faces["narrow"] = _differences(faces["narrow"], faces["wide"])
     found: dict[str, Any] = {
         "kind": KIND,
         "version": 1,
@@ -81,6 +82,14 @@ def payload(explorer: Explorer, state: State, digits: int = DIGITS) -> dict[str,
     if size > MAX_BYTES:
         raise ValueError(f"{explorer.name}: more than {MAX_BYTES / 1e6:g} MB exported")
     return found
+
+
+def _differences(narrow: dict[str, Any], wide: dict[str, Any]) -> dict[str, Any]:
+    """What a page of one column needs to know besides the wide face; most of it is the same."""
+    out = {k: narrow[k] for k in ("traces", "bindings") if narrow[k] != wide[k]}
+    mine, other = narrow["layout"], wide["layout"]
+    names = [*mine, *(k for k in other if k not in mine)]
+    return out | {"layout": {k: mine.get(k) for k in names if mine.get(k) != other.get(k)}}
 
 
 def dumps(value: Any) -> str:

@@ -9,9 +9,7 @@ module per paper: `learning_curve_traces`, `scaling_trajectory`, `scaling_law_es
 
 from __future__ import annotations
 
-import importlib
-from pathlib import Path
-from typing import Any
+from workbench.lab import lazy
 
 _NAMES = {
     "LAWS": "laws",
@@ -24,19 +22,5 @@ _NAMES = {
     "fit_power": "fit",
     "tiny_lm_grid": "tiny_lm",
 }
-_HERE = Path(__file__).parent
 
-
-def __getattr__(name: str) -> Any:
-    if name in _NAMES:
-        return getattr(importlib.import_module(f"{__name__}.{_NAMES[name]}"), name)
-    if not name.startswith("_") and (
-        (_HERE / f"{name}.py").exists() or (_HERE / name / "__init__.py").exists()
-    ):
-        return importlib.import_module(f"{__name__}.{name}")
-    raise AttributeError(f"workbench.scaling_laws has no {name!r}")
-
-
-def __dir__() -> list[str]:
-    modules = (p.stem for p in _HERE.iterdir() if not p.name.startswith("_"))
-    return sorted({*_NAMES, *modules})
+__getattr__, __dir__ = lazy.names(__name__, __file__, _NAMES)

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from workbench.lab import checks
 from workbench.plots.explorer import (
     Axis,
     Band,
@@ -31,9 +32,8 @@ from workbench.scaling_laws.fit import LawFit, fit_law
 from workbench.scaling_laws.law import Law
 from workbench.scaling_laws.table import prepare
 
-CURVE = 48  # points of a drawn curve
-SHOWN = 200  # runs, and bootstrap refits, that are drawn
-MOVED = 4  # size cuts and budgets in the exported face
+CURVE = 40  # points of a drawn curve
+MOVED = 3  # size cuts and budgets in the exported face
 NEEDED = 3  # distinct sizes that a fit needs at least
 OFFERED = ("chinchilla", "over_training", "power", "nmt")
 
@@ -46,6 +46,7 @@ def explore(
     laws_offered: Sequence[str | Law] | None = None,
     starts: int = 60,
     bootstrap: int = 500,
+    shown: int = 200,
     seed: int = 0,
     **state: Any,
 ) -> Explorer:
@@ -63,13 +64,15 @@ def explore(
         laws_offered: laws to choose from; default those of the house that the columns allow.
         starts: starting points of a fit.
         bootstrap: resamples of a fit.
-        seed: of both.
+        shown: most runs, and most refits, that are drawn; few make a light page.
+        seed: of starts and resamples.
         state: where controls start: ``law``, ``loss``, ``cut``, ``delta``, ``pair``, ``budget``,
             ``bands``.
 
     Raises:
         ValueError: no law can read the table; the message is that of the first law tried.
     """
+    checks.count(shown, "shown")
     named = dict(columns or {})
     first_loss = named.get("loss", "loss")
     names = list(losses or [first_loss])
@@ -101,11 +104,11 @@ def explore(
         law: str, loss: str, cut: float, delta: float, pair: str, budget: float, bands: bool
     ) -> dict[str, Any]:
         fit, rows = fitted(law, loss, float(cut), float(delta))
-        out = _points(fit, rows, trade)
+        out = _points(fit, rows, trade, shown)
         out |= _curve(fit, rows, trade, bands)
-        out |= _pair(fit, pair)
+        out |= _pair(fit, pair, shown)
         if trade:
-            out |= _iso_flop(fit, rows, budget, bands)
+            out |= _iso_flop(fit, rows, budget, bands, shown)
         return out
 
     pairs = _pairs(main)
@@ -192,15 +195,15 @@ def _flop(table: pd.DataFrame) -> pd.Series:
     return 6 * table["N"] * tokens
 
 
-def _points(fit: LawFit, rows: pd.DataFrame, trade: bool) -> dict[str, Any]:
+def _points(fit: LawFit, rows: pd.DataFrame, trade: bool, most: int) -> dict[str, Any]:
     """Runs, residuals and predictions, fitted and held out."""
     across = _flop(rows) if trade else rows[fit.law.inputs[0]]
     residual = (rows["prediction"] / rows["loss"]).map(np.log)
     out: dict[str, Any] = {"words": _words(fit)}
     for name, mask in (("in", ~rows["held"]), ("out", rows["held"])):
         shown = rows.index[mask]
-        if len(shown) > SHOWN:
-            shown = shown[np.linspace(0, len(shown) - 1, SHOWN).astype(int)]
+        if len(shown) > most:
+            shown = shown[np.linspace(0, len(shown) - 1, most).astype(int)]
         part = rows.loc[shown]
         out[f"{name}_x"] = across.loc[shown].to_numpy()
         out[f"{name}_y"] = part["loss"].to_numpy()
@@ -238,11 +241,11 @@ def _curve(fit: LawFit, rows: pd.DataFrame, trade: bool, bands: bool) -> dict[st
     return {"x": x, "y": y, "y_low": low if bands else y, "y_high": high if bands else y}
 
 
-def _pair(fit: LawFit, pair: str) -> dict[str, Any]:
+def _pair(fit: LawFit, pair: str, most: int) -> dict[str, Any]:
     first, second = pair.split(", ")
     if not {first, second} <= set(fit.params):
         first, second = _pairs(fit.law)[0].split(", ")
-    draws = fit.draws.iloc[:SHOWN]
+    draws = fit.draws.iloc[:most]
     both = fit.draws[[first, second]].to_numpy()
     spread = (both.std(0) > 0).all()
     return {
@@ -252,7 +255,9 @@ def _pair(fit: LawFit, pair: str) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _iso_flop(fit: LawFit, rows: pd.DataFrame, budget: float, bands: bool) -> dict[str, Any]:
+def _iso_flop(
+    fit: LawFit, rows: pd.DataFrame, budget: float, bands: bool, most: int
+) -> dict[str, Any]:
     """Loss against size at one budget, with the best size and the runs near that budget."""
     best = fit.optimal(budget, interval=0.95).iloc[0]
     N = best["N"] * np.geomspace(0.03, 30, CURVE)
@@ -260,7 +265,7 @@ def _iso_flop(fit: LawFit, rows: pd.DataFrame, budget: float, bands: bool) -> di
     token = {"D": D} if "D" in fit.law.inputs else {"M": D / N}
     line = fit.predict(N=N, interval=0.95, **token)
     flop = _flop(rows)
-    near = rows[(flop > budget / 1.6) & (flop < budget * 1.6)].iloc[:SHOWN]
+    near = rows[(flop > budget / 1.6) & (flop < budget * 1.6)].iloc[:most]
     y = line["prediction"].to_numpy()
     return {
         "iso_x": N, "iso_y": y,
@@ -269,7 +274,6 @@ def _iso_flop(fit: LawFit, rows: pd.DataFrame, budget: float, bands: bool) -> di
         "near_x": near["N"].to_numpy(), "near_y": near["loss"].to_numpy(),
         "best_N": float(best["N"]), "best_low": float(best["N_low"]),
         "best_high": float(best["N_high"]), "best_ratio": float(best["ratio"]),
-        "flop": f"{budget:.1e}",
     }  # fmt: skip
 
 
@@ -288,7 +292,7 @@ def _panels(size: str, trade: bool, span: tuple[float, float]) -> list[Panel]:
             ],
         ),
         Panel(
-            "Residuals: {error:.1%} held out",
+            "Held-out error {error:.1%}",
             x=x, y=Axis("predicted against observed", unit="%"),
             draws=[
                 HLine(0.0),
@@ -298,7 +302,7 @@ def _panels(size: str, trade: bool, span: tuple[float, float]) -> list[Panel]:
             legend=False,
         ),
         Panel(
-            "{covered:.0%} of {held} held out in 95%",
+            "Held out: {covered:.0%} inside",
             x=Axis("observed loss", span), y=Axis("predicted loss", span),
             draws=[
                 Diagonal(),
@@ -308,7 +312,7 @@ def _panels(size: str, trade: bool, span: tuple[float, float]) -> list[Panel]:
             ],
         ),
         Panel(
-            "{first}, {second}: correlation {correlation:.2f}",
+            "{first}, {second}: r = {correlation:.2f}",
             x=Axis("first of the pair"), y=Axis("second of the pair"),
             draws=[
                 Points("draw_x", "draw_y", label="refit", color="blue", size=4.0, opacity=0.5),
@@ -320,8 +324,8 @@ def _panels(size: str, trade: bool, span: tuple[float, float]) -> list[Panel]:
     if trade:
         found.append(
             Panel(
-                "At {flop} FLOP: N = {best_N:.2g}",
-                x=Axis("parameters N", log=True),
+                "Best N: {best_N:.2g}",
+                x=Axis("parameters N at the budget", log=True),
                 y=Axis("loss", log=True),
                 draws=[
                     Band("iso_x", "iso_low", "iso_high", label="95%", color="green"),

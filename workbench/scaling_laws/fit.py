@@ -20,7 +20,7 @@ from workbench.scaling_laws.identify import confounded
 from workbench.scaling_laws.law import Law
 from workbench.scaling_laws.optimum import compute_optimal
 from workbench.scaling_laws.solve import OBJECTIVES, Objective, Solution, solve
-from workbench.scaling_laws.table import FitWarning, Runs, pick, prepare
+from workbench.scaling_laws.table import FitWarning, Runs, at, pick, prepare
 
 DRAWN = 60  # starts drawn where a grid is larger: chance of missing Chinchilla's optimum ~1e-20
 TEX = {"alpha": r"\alpha", "beta": r"\beta", "eta": r"\eta", "B_star": "B_*", "R_N": "R_N^*"}
@@ -296,9 +296,9 @@ def fit_law(
     free, pinned = _free(law, fixed)
     _enough(table, law, runs, int(free.sum()), notes)
     if fixed and "E" in fixed and fixed["E"] >= table.loss.min():
-        row = table.loss.idxmin()
+        row = at(table.loss.idxmin())
         raise ValueError(
-            f"{runs.label('loss')}: row {row!r} is {table.loss.min():g}, not above the irreducible "
+            f"{runs.label('loss')}: row {row} is {table.loss.min():g}, not above the irreducible "
             f"term fixed at E = {fixed['E']:g}; lower E or leave it free"
         )
     theta0 = _starts(law, starts, generator)

@@ -276,7 +276,11 @@ def _step(
     both = mask[:, :, None] * mask[:, None, :]
     held = 1 - mask
     diagonal = damped.diagonal(dim1=1, dim2=2)
-    diagonal += RIDGE * lam[:, None].clamp(max=1) * diagonal.abs() + 1e-30
+    diagonal += (
+        RIDGE * lam[:, None].clamp(max=1) * diagonal.abs()
+        + 1e-14 * diagonal.amax(1, keepdim=True)
+        + 1e-30
+    )
     damped = damped * both + torch.diag_embed(held)
     factor, info = torch.linalg.cholesky_ex(damped)
     bad = (info > 0).nonzero()[:, 0]
@@ -284,7 +288,7 @@ def _step(
         safe = problem.bound.gram(theta[bad], memo[:, bad], rows[bad], above[bad])
         safe *= 1 + lam[bad, None, None]
         diagonal = safe.diagonal(dim1=1, dim2=2)
-        diagonal += RIDGE * diagonal + 1e-30
+        diagonal += RIDGE * diagonal + 1e-14 * diagonal.amax(1, keepdim=True) + 1e-30
         safe = safe * both[bad] + torch.diag_embed(held[bad])
         factor[bad] = torch.linalg.cholesky_ex(safe)[0]
     step = torch.cholesky_solve(-(g * mask)[..., None], factor)[..., 0].nan_to_num_(0.0, 0.0, 0.0)

@@ -127,6 +127,11 @@ def pick(
     return numbers, named
 
 
+def at(label: object) -> str:
+    """A label of the index as a message should print it."""
+    return repr(label.item() if isinstance(label, np.generic) else label)
+
+
 def _numbers(values: pd.Series, column: str) -> pd.Series:
     if values.dtype == bool or not pd.api.types.is_numeric_dtype(values):
         converted = pd.to_numeric(values, errors="coerce")
@@ -172,8 +177,8 @@ def _positive(values: pd.Series, label: str) -> None:
     if bad.any():
         row = values.index[bad][0]
         raise ValueError(
-            f"{label}: row {row!r} is {values[row]:g}; a law of powers needs finite numbers above "
-            f"zero. Drop such rows ({int(bad.sum())} of {len(values)}) or mend them"
+            f"{label}: row {at(row)} is {values[row]:g}; a law of powers needs finite numbers "
+            f"above zero. Drop such rows ({int(bad.sum())} of {len(values)}) or mend them"
         )
 
 
@@ -182,7 +187,7 @@ def _distinct(runs: Runs, wanted: list[str]) -> pd.DataFrame:
     if doubled.any():
         first = runs.frame.index[doubled][0]
         runs.warnings.append(
-            f"{runs.label('loss')}: {int(doubled.sum())} rows (the first is {first!r}) repeat "
+            f"{runs.label('loss')}: {int(doubled.sum())} rows (the first is {at(first)}) repeat "
             "another row exactly, sizes and loss; each run counts once. Repeated seeds differ in "
             "loss and are all kept"
         )
@@ -203,7 +208,7 @@ def _plausible(table: pd.DataFrame, runs: Runs, law: Law) -> None:
     if {"D", "B"} <= set(table) and (table.D < table.B).any():
         row = table.index[table.D < table.B][0]
         raise ValueError(
-            f"{runs.label('D')}: row {row!r} saw fewer tokens ({table.D[row]:g}) than one batch "
+            f"{runs.label('D')}: row {at(row)} saw fewer tokens ({table.D[row]:g}) than one batch "
             f"holds ({runs.label('B')}: {table.B[row]:g}); are the columns swapped?"
         )
     if {"N", "D"} <= set(table) and (table.D < table.N).mean() > 0.5:
@@ -216,6 +221,6 @@ def _plausible(table: pd.DataFrame, runs: Runs, law: Law) -> None:
         if ((ratio > 3) | (ratio < 1 / 3)).any():
             row = table.index[(ratio > 3) | (ratio < 1 / 3)][0]
             runs.warnings.append(
-                f"{runs.label('C')}: row {row!r} is {ratio[row]:.3g} times 6 N D; units or columns "
-                "may be mixed up"
+                f"{runs.label('C')}: row {at(row)} is {ratio[row]:.3g} times 6 N D; units or "
+                "columns may be mixed up"
             )

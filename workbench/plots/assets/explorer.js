@@ -143,6 +143,17 @@
     target[keys[keys.length - 1]] = value;
   }
 
+  // The face of a name; what a narrow one leaves out is as in the wide one.
+  function face(spec, name) {
+    var wide = spec.faces.wide;
+    var own = spec.faces[name];
+    return {
+      traces: own.traces || wide.traces,
+      bindings: own.bindings || wide.bindings,
+      layout: Object.assign({}, wide.layout, own.layout)
+    };
+  }
+
   function filled(face, result) {
     var figure = JSON.parse(JSON.stringify({ data: face.traces, layout: face.layout }));
     face.bindings.forEach(function (binding) {
@@ -348,7 +359,7 @@
       values = first ? Object.assign({}, self.state, self.spec.result)
         : result(self.spec, self.formula, self.state, self.indices);
       self.now = self.face();
-      var figure = filled(self.spec.faces[self.now], values);
+      var figure = filled(face(self.spec, self.now), values);
       self.values = values;
       root.Plotly.react(self.plot, figure.data, figure.layout, {
         displaylogo: false, responsive: false,
@@ -432,7 +443,7 @@
     formula: function (id, compute) { formulas[id] = compute; },
     explorers: mounted,
     core: {
-      number: number, fill: fill, filled: filled, result: result, shade: shade, specs: specs,
+      number: number, fill: fill, face: face, filled: filled, result: result, shade: shade, specs: specs,
       formulas: formulas, restoring: restoring
     }
   };

@@ -185,7 +185,7 @@ def main(
     left, grid = todo(scale, table), GRIDS[scale]
     shared: dict[str, Any] = {"budgets": grid["budgets"], "held_out": grid["windows"]}
 
-    def one(settings: dict[str, int]) -> pd.DataFrame:
+    def one(settings: dict[str, Any]) -> pd.DataFrame:
         torch.set_num_threads(1)
         rows = pd.DataFrame(run(**settings, **shared, device=device))
         rows["made"], rows["batch"] = scale, settings["sequences"] * CONTEXT
