@@ -91,8 +91,9 @@ def test_every_ledger_row_belongs_to_a_paper(papers: pd.DataFrame) -> None:
     assert not recorded.duplicated(ledger.KEY).any()
     assert recorded["verdict"].isin([*ledger.JUDGED, "not judged"]).all()
     assert recorded["scale"].isin(SCALES).all()
-    finite = recorded[["effect", "low", "high", "ours", "baseline"]].notna().all(axis=1)
-    assert finite.all()
+    assert recorded[["effect", "ours", "baseline"]].notna().all(axis=None)
+    several = recorded[recorded["n"] > 1]  # one published value has no interval
+    assert several[["low", "high"]].notna().all(axis=None)
     claims = recorded[(recorded["kind"] == "claim") & (recorded["scale"] != "smoke")]
     assert (claims.loc[claims["verdict"].isin(ledger.JUDGED), "n"] >= 5).all()
     for name in ("statement", "hardware", "versions", "date"):

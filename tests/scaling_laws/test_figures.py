@@ -103,3 +103,12 @@ def test_a_table_of_one_size_alone_is_a_power_law() -> None:
 def test_a_table_no_law_can_read_is_refused_with_the_first_reason() -> None:
     with pytest.raises(ValueError, match=r"columns: no column for N \(parameters\)"):
         explore(pd.DataFrame({"size": [1.0, 2], "loss": [3.0, 2]}))
+
+
+def test_endless_bands_are_drawn_only_so_far() -> None:
+    frame = table().sample(9, random_state=0)  # nine runs: refits that extrapolate to anything
+    found = explore(frame, COLUMNS, starts=20, bootstrap=60)
+    for cut in found.control("cut").values:
+        drawn = found.result(cut=cut, budget=1e24)
+        for key in ("y_high", "iso_high", "out_high"):
+            assert (drawn[key] <= 3 * frame.web.max()).all() and (drawn[key] > 0).all()

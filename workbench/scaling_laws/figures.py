@@ -34,6 +34,11 @@ from workbench.scaling_laws.table import prepare
 
 CURVE = 40  # points of a drawn curve
 MOVED = 3  # size cuts and budgets in the exported face
+BEYOND = 3.0  # predicted losses are drawn up to so many times what was seen: bands may be endless
+LOSSES = (
+    "in_p", "in_low", "in_high", "out_p", "out_low", "out_high", "y", "y_low", "y_high", "iso_y",
+    "iso_low", "iso_high",
+)  # fmt: skip
 NEEDED = 3  # distinct sizes that a fit needs at least
 OFFERED = ("chinchilla", "over_training", "power", "nmt")
 
@@ -81,8 +86,8 @@ def explore(
     main = offered[0]
     size = main.inputs[0]
     table = prepare(frame, main, {**named, "loss": names[0]}).frame
-    sizes = np.sort(table[size].unique())
-    cuts = _cuts(sizes)
+    points = table[list(main.inputs)].drop_duplicates()
+    cuts = _cuts(points, size, max(law.p for law in offered))
     trade = {"N", "D"} <= set(main.inputs) or {"N", "M"} <= set(main.inputs)
     compute_of = _flop(table) if trade else None
     low, high = (compute_of.min(), compute_of.max()) if compute_of is not None else (1.0, 10.0)
@@ -109,7 +114,8 @@ def explore(
         out |= _pair(fit, pair, shown)
         if trade:
             out |= _iso_flop(fit, rows, budget, bands, shown)
-        return out
+        limits = rows["loss"].min() / BEYOND, rows["loss"].max() * BEYOND
+        return out | {key: np.clip(out[key], *limits) for key in LOSSES if key in out}
 
     pairs = _pairs(main)
     span = (float(table["loss"].min()) * 0.97, float(table["loss"].max()) * 1.03)
@@ -165,9 +171,15 @@ def _usable(frame: pd.DataFrame, tried: Sequence[Law], mapping: Mapping[str, str
     return [law for law in found if law.inputs[0] == found[0].inputs[0]]
 
 
-def _cuts(sizes: np.ndarray) -> list[float]:
-    """Where the fit may end: at most 12 of the sizes, from the third to the last."""
-    allowed = sizes[min(NEEDED, len(sizes)) - 1 :]
+def _cuts(points: pd.DataFrame, size: str, least: int) -> list[float]:
+    """Where the fit may end: at most 12 of the sizes, from the third to the last.
+
+    Up to each there are at least ``least`` distinct points, as many as a law has parameters.
+    """
+    sizes = np.sort(points[size].unique())
+    below = np.searchsorted(np.sort(points[size]), sizes, side="right")
+    allowed = sizes[NEEDED - 1 :][below[NEEDED - 1 :] >= least]
+    allowed = allowed if len(allowed) else sizes[-1:]
     picked = np.unique(np.linspace(0, len(allowed) - 1, min(12, len(allowed))).round().astype(int))
     unit = 10.0 ** (np.floor(np.log10(allowed[picked])) - 2)  # rounded up to three digits
     return [float(f"{v:.3g}") for v in np.unique(np.ceil(allowed[picked] / unit) * unit)]
