@@ -306,7 +306,7 @@ def test_without_pot_the_extra_is_named(monkeypatch):
         raise ModuleNotFoundError(name)
 
     monkeypatch.setattr(label_transport.importlib, "import_module", missing)
-    with pytest.raises(ImportError, match=r"paper-workbench\[scaling_laws\]"):
+    with pytest.raises(ImportError, match=r"paper-workbench\[scaling-laws\]"):
         ot_label_distance(*SOURCES[0], *TARGET)
     assert projektor.project(2, 1, 2, 0.0, 1.0) == 1.0
 

@@ -232,7 +232,7 @@ def test_without_lightgbm_the_extra_is_named(monkeypatch):
         return real(name, *rest)
 
     monkeypatch.setattr(regmix.importlib, "import_module", absent)
-    with pytest.raises(ImportError, match=r"paper-workbench\[scaling_laws\]"):
+    with pytest.raises(ImportError, match=r"paper-workbench\[scaling-laws\]"):
         fit_mixture(*table())
 
 

@@ -115,7 +115,7 @@ def explore(
         if trade:
             out |= _iso_flop(fit, rows, budget, bands, shown)
         limits = rows["loss"].min() / BEYOND, rows["loss"].max() * BEYOND
-        return out | {key: np.clip(out[key], *limits) for key in LOSSES if key in out}
+        return out | {key: _within(key, out[key], limits) for key in LOSSES if key in out}
 
     pairs = _pairs(main)
     span = (float(table["loss"].min()) * 0.97, float(table["loss"].max()) * 1.03)
@@ -137,7 +137,7 @@ def explore(
         "fourth panel shows how well they are foretold.",
         controls=controls if trade else [c for c in controls if c.name != "budget"],
         compute=compute if trade else functools.partial(compute, budget=1.0),
-        panels=_panels(size, trade, span),
+        panels=_panels(size, trade, span, (float(low) / 2, float(high) * 5)),
         readouts=[
             Readout("error", "error on held-out runs", ".2%"),
             Readout("seen_error", "on fitted runs", ".2%"),
@@ -232,6 +232,12 @@ def _points(fit: LawFit, rows: pd.DataFrame, trade: bool, most: int) -> dict[str
     return out
 
 
+def _within(key: str, values: np.ndarray, limits: tuple[float, float]) -> np.ndarray:
+    """Losses that can be drawn; where refits have no finite answer, a band has no end."""
+    end = limits[1] if key.endswith("high") else limits[0]
+    return np.clip(np.where(np.isnan(values), end, values), *limits)
+
+
 def _words(fit: LawFit) -> str:
     trouble = next((w for w in fit.warnings if w.startswith("not identified")), "")
     return trouble.split(";")[0] or "identified"
@@ -289,8 +295,10 @@ def _iso_flop(
     }  # fmt: skip
 
 
-def _panels(size: str, trade: bool, span: tuple[float, float]) -> list[Panel]:
-    x = Axis("training FLOP", log=True) if trade else Axis(size, log=True)
+def _panels(
+    size: str, trade: bool, span: tuple[float, float], flop: tuple[float, float]
+) -> list[Panel]:
+    x = Axis("training FLOP", flop, log=True) if trade else Axis(size, log=True)
     line = "law at the best size" if trade else "law"
     found = [
         Panel(

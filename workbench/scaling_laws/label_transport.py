@@ -206,7 +206,7 @@ def pot() -> Any:
         return importlib.import_module("ot")
     except ModuleNotFoundError:
         raise ImportError(
-            "optimal transport needs POT: pip install 'paper-workbench[scaling_laws]'"
+            "optimal transport needs POT: pip install 'paper-workbench[scaling-laws]'"
         ) from None
 
 

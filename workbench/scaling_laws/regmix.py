@@ -42,7 +42,7 @@ from workbench.scaling_laws.table import FitWarning
 Array: TypeAlias = np.ndarray[Any, np.dtype[np.float64]]
 Table: TypeAlias = "pd.DataFrame | Array"
 MODELS = ("lightgbm", "trees", "linear")
-EXTRA = "paper-workbench[scaling_laws]"
+EXTRA = "paper-workbench[scaling-laws]"
 _POOR = (
     "mixtures: {n} rows cannot be split into leaves of {leaf}: every prediction would be the mean; "
     "train more proxies, lower leaf or choose model='linear'"
