@@ -99,7 +99,7 @@ def _clean(output: nbformat.NotebookNode, count: int) -> nbformat.NotebookNode:
 
 
 def smaller(picture: str) -> str:
-    """A base64 PNG with a palette of 32 colours where that takes fewer bytes.
+    """A base64 PNG with a palette of 24 colours where that takes fewer bytes.
 
     Figures have few colours; a notebook of them shrinks to a quarter.
     """
@@ -110,7 +110,7 @@ def smaller(picture: str) -> str:
 
     stream = io.BytesIO()
     with Image.open(io.BytesIO(base64.b64decode(picture))) as image:
-        plain = image.convert("RGB").quantize(32, dither=Image.Dither.NONE)
+        plain = image.convert("RGB").quantize(24, dither=Image.Dither.NONE)
         plain.save(stream, format="PNG", optimize=True)
     packed = base64.b64encode(stream.getvalue()).decode()
     return packed if len(packed) < len(picture) else picture
