@@ -99,9 +99,10 @@ def _clean(output: nbformat.NotebookNode, count: int) -> nbformat.NotebookNode:
 
 
 def smaller(picture: str) -> str:
-    """A base64 PNG with a palette of 24 colours where that takes fewer bytes.
+    """A base64 PNG with a palette of 40 colours where that takes fewer bytes.
 
-    Figures have few colours; a notebook of them shrinks to a quarter.
+    Figures have few colours; a notebook of them shrinks to a quarter. Chosen by coverage, the
+    palette keeps what is small and bright; the usual median cut turned orange dots grey.
     """
     import base64
     import io
@@ -110,7 +111,9 @@ def smaller(picture: str) -> str:
 
     stream = io.BytesIO()
     with Image.open(io.BytesIO(base64.b64decode(picture))) as image:
-        plain = image.convert("RGB").quantize(24, dither=Image.Dither.NONE)
+        plain = image.convert("RGB").quantize(
+            40, method=Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE
+        )
         plain.save(stream, format="PNG", optimize=True)
     packed = base64.b64encode(stream.getvalue()).decode()
     return packed if len(packed) < len(picture) else picture
