@@ -13,6 +13,7 @@ from workbench.plots.explorer import (
     Choice,
     Diagonal,
     Explorer,
+    Handle,
     HeatMap,
     HLine,
     Line,
@@ -191,5 +192,76 @@ def gallery(**changes) -> Explorer:
         passages=[Passage("Tokens, shaded", "words", "shades", (0, 1), label="weight")],
         grid={"noise_level": [0, 0.5, 1, 1.5, 2], "bins": [5, 10, 20], "shape": ["rise", "wave"]},
         columns=2,
+    )  # fmt: skip
+    return replace(explorer, **changes)
+
+
+BOWL = """
+function (controls, data) {
+  var c = controls, x = [], z = [], t = [], along = [];
+  function bowl(a, b) { return a * a + 3 * b * b; }
+  data.grid.forEach(function (b) {
+    z.push(data.grid.map(function (a) { return bowl(a, b); }));
+  });
+  for (var i = 0; i <= 20; i++) {
+    t.push(i / 20);
+    along.push(bowl(c.x + i / 20 * (c.end - c.x), c.y + i / 20 * (0.5 - c.y)));
+  }
+  return {
+    grid: data.grid, z: z, t: t, along: along, line_x: [c.x, c.end], line_y: [c.y, 0.5],
+    half: 0.5, box_x: [c.x - c.r, c.x + c.r], box_y: [c.y, c.y], here: bowl(c.x, c.y)
+  };
+}
+"""
+
+
+def bowl(**changes) -> Explorer:
+    """A line across a bowl whose ends are dragged, beside rules that are not."""
+    grid = np.linspace(-1, 1, 21)
+
+    def at(a, b):
+        return a**2 + 3 * b**2
+
+    def compute(x: float, y: float, end: float, high: float, r: float) -> dict:
+        t = np.linspace(0, 1, 21)
+        return {
+            "grid": grid, "z": at(grid, grid[:, None]), "t": t,
+            "along": at(x + t * (end - x), y + t * (0.5 - y)),
+            "line_x": np.array([x, end]), "line_y": np.array([y, 0.5]),
+            "box_x": np.array([x - r, x + r]), "box_y": np.array([y, y]),
+            "here": at(x, y), "half": 0.5,
+        }  # fmt: skip
+
+    plane = Axis("a", (-1, 1)), Axis("b", (-1, 1))
+    explorer = Explorer(
+        name="demo.bowl",
+        title="A bowl, cut along a line",
+        controls=[
+            Slider("x", "Start a", -1.0, 1.0, step=0.02, value=-0.5),
+            Slider("y", "Start b", -1.0, 1.0, step=0.02, value=-0.5),
+            Slider("end", "End a", -1.0, 1.0, step=0.02, value=0.5),
+            Slider("high", "End b", -1.0, 1.0, step=0.02, value=0.5),
+            Slider("r", "Radius", 0.1, 1.0, step=0.02, value=0.3),
+        ],
+        compute=compute,
+        panels=[
+            Panel(
+                "The start lies at {here:.2f}", *plane,
+                [
+                    HeatMap("z", "grid", "grid", "height at {half:.1f}", contours=True),
+                    VLine("half", "a rule"), HLine(0.0, "another"),
+                    Line("line_x", "line_y", color="orange"),
+                    Line("box_x", "box_y", color="#FFFFFF", width=1),
+                    Handle("x", "y", "start", color="vermillion"),
+                    Handle("end", "high", "end"),
+                    Handle("x", "y", "radius", radius="r"),
+                ],
+            ),
+            Panel("Along the line", Axis("t", (0, 1)), Axis("height, {here:.1f} at 0", (0, 4)),
+                  [Line("t", "along")]),
+        ],
+        readouts=[Readout("here", "Height at the start", ".3f")],
+        script=BOWL,
+        data={"grid": grid},
     )  # fmt: skip
     return replace(explorer, **changes)

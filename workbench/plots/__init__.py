@@ -12,8 +12,9 @@ _HOMES = {
     "theme": ("style", "template", "palette"),
     "mpl": ("reliability", "compare", "line_band", "heatmap", "surface", "strip"),
     "explorer": (
-        "Axis", "Band", "Bars", "Choice", "Diagonal", "Explorer", "HLine", "HeatMap", "Line",
-        "Panel", "Passage", "Points", "Readout", "Slider", "Steps", "Surface", "Toggle", "VLine",
+        "Axis", "Band", "Bars", "Choice", "Diagonal", "Explorer", "HLine", "Handle", "HeatMap",
+        "Line", "Panel", "Passage", "Points", "Readout", "Slider", "Steps", "Surface", "Toggle",
+        "VLine",
     ),
 }  # fmt: skip
 _HOME = {name: home for home, names in _HOMES.items() for name in names}

@@ -72,6 +72,11 @@ def _log10(value: Any) -> Any:
     return found if found.ndim else float(found)
 
 
+def rim(at: float, radius: float, middle: float) -> float:
+    """Where the knob of a radius lies: on the side of `middle`."""
+    return at - radius if at > middle else at + radius
+
+
 def evaluate(binding: Binding, result: Mapping[str, Any]) -> Any:
     """The value that `binding` gives its property."""
     args, op = binding.args, binding.op
@@ -92,6 +97,8 @@ def evaluate(binding: Binding, result: Mapping[str, Any]) -> Any:
             return 0
         value = np.atleast_1d(result[args[0]])[there[-1]]
         return _log10(value) if op == "lastlog" else _escaped(value)
+    if op == "rim":
+        return rim(result[args[0]], result[args[1]], args[2])
     if op == "text":
         return escape.plotly(fields.fill(args[0], result))
     if op == "title":

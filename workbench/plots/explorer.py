@@ -14,13 +14,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from workbench.plots import fields
-from workbench.plots.controls import Choice, Control, Slider, Steps, Toggle
+from workbench.plots.controls import Choice, Control, Slider, Steps, Toggle, nearest
 from workbench.plots.panels import (
     Axis,
     Band,
     Bars,
     Diagonal,
     Draw,
+    Handle,
     HeatMap,
     HLine,
     Line,
@@ -40,9 +41,9 @@ if TYPE_CHECKING:
 Result = dict[str, Any]
 
 __all__ = [
-    "Axis", "Band", "Bars", "Choice", "Control", "Diagonal", "Draw", "Explorer", "HLine", "HeatMap",
-    "Line", "Panel", "Passage", "Points", "Readout", "Result", "Slider", "Steps", "Surface",
-    "Toggle", "VLine",
+    "Axis", "Band", "Bars", "Choice", "Control", "Diagonal", "Draw", "Explorer", "HLine", "Handle",
+    "HeatMap", "Line", "Panel", "Passage", "Points", "Readout", "Result", "Slider", "Steps",
+    "Surface", "Toggle", "VLine",
 ]  # fmt: skip
 
 
@@ -97,6 +98,10 @@ class Explorer:
             raise ValueError(f"{self.name}: give either script or grid, not both")
         for readout in self.readouts:
             fields.check_format(readout.format)
+        for handle in self.handles:
+            for name in handle.keys():  # noqa: SIM118
+                if not isinstance(self.control(name), Slider):
+                    raise TypeError(f"{self.name}: a Handle moves sliders, and {name!r} is none")
         self._state = {control.name: control.initial for control in self.controls}
 
     # ---- state
@@ -113,6 +118,21 @@ class Explorer:
                 return control
         known = ", ".join(c.name for c in self.controls)
         raise ValueError(f"{self.name}: no control {name!r}; there are {known or 'none'}")
+
+    @property
+    def handles(self) -> list[Handle]:
+        """The points to drag, in the order of the panels."""
+        return [d for panel in self.panels for d in panel.draws if isinstance(d, Handle)]
+
+    def drag(self, handle: Handle, x: float, y: float) -> Explorer:
+        """Move the sliders of `handle` as if it were dragged to (x, y); at most to their ends."""
+        moves = {}
+        for name, wanted in handle.moves(x, y, self.state).items():
+            control = self.control(name)
+            assert isinstance(control, Slider)  # checked at the start
+            within = min(control.high, max(control.low, wanted))
+            moves[name] = control.values[nearest(control, within)]
+        return self.set(**moves)
 
     def checked(self, state: Mapping[str, Any]) -> dict[str, Any]:
         """The present state with `state` put in; refuses unknown names and values."""
@@ -159,10 +179,11 @@ class Explorer:
         """The keys of the result that panels, readouts and passages use, each once."""
         found: list[str] = []
         for panel in self.panels:
-            found += fields.names(panel.title)
+            for text in (panel.title, panel.x.text, panel.y.text):
+                found += fields.names(text)
             for draw in panel.draws:
                 found += draw.keys()
-                if isinstance(draw, (VLine, HLine)):
+                if isinstance(draw, (VLine, HLine, HeatMap, Surface)):
                     found += fields.names(draw.label)
         for readout in self.readouts:
             found += readout.keys()
@@ -206,6 +227,17 @@ class Explorer:
         from workbench.plots import export
 
         return export.payload(self, self.checked(state))
+
+    def refresh(self, error: Exception | None = None) -> None:
+        """Redraw the open live faces because numbers have arrived; safe to call from any thread.
+
+        The redrawing happens on the kernel's event loop; several calls before it are one.
+
+        Args:
+            error: what went wrong, shown in the faces until the next redraw.
+        """
+        for face in list(self._faces):
+            face.refresh(error)
 
     def close(self) -> None:
         """Close the live faces and free their memory."""

@@ -86,7 +86,11 @@ def payload(explorer: Explorer, state: State, digits: int = DIGITS) -> dict[str,
 
 def _differences(narrow: dict[str, Any], wide: dict[str, Any]) -> dict[str, Any]:
     """What a page of one column needs to know besides the wide face; most of it is the same."""
-    out = {k: narrow[k] for k in ("traces", "bindings") if narrow[k] != wide[k]}
+    out: dict[str, Any] = {}
+    for key in ("traces", "bindings"):
+        pairs = list(zip(narrow[key], wide[key], strict=True))
+        if any(mine != other for mine, other in pairs):
+            out[key] = [None if mine == other else mine for mine, other in pairs]
     mine, other = narrow["layout"], wide["layout"]
     names = [*mine, *(k for k in other if k not in mine)]
     return out | {"layout": {k: mine.get(k) for k in names if mine.get(k) != other.get(k)}}

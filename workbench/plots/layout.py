@@ -14,6 +14,7 @@ from workbench.plots.panels import (
     Axis,
     Band,
     Bars,
+    Handle,
     HeatMap,
     Line,
     Panel,
@@ -73,6 +74,8 @@ def spec(
         "shapes": [],
         "annotations": [],
     }
+    if any(isinstance(draw, Handle) for panel in panels for draw in panel.draws):
+        layout["meta"] = {"handles": []}
     made = Spec([], layout, [])
     number = 0
     for r, row in enumerate(rows):
@@ -151,6 +154,8 @@ def _tint(draw: Any, color: str) -> str:
 def _glyph(draw: Any) -> str:
     if isinstance(draw, Line):
         return {"solid": "━", "dash": "╍", "dot": "┅"}[draw.dash]
+    if isinstance(draw, Handle):
+        return "◆" if draw.radius else "⬤"
     if isinstance(draw, Points):
         return {"circle": "●", "diamond": "◆", "square": "■", "cross": "✕", "ring": "○"}[
             draw.symbol
@@ -171,8 +176,9 @@ def _place(
     left, right, bottom, top = (round(v, 5) for v in box)
     layout = made.layout
     place = traces.Place(
-        panel, number, made.traces, made.bindings, layout["shapes"], layout["annotations"]
-    )
+        panel, number, made.traces, made.bindings, layout["shapes"], layout["annotations"],
+        layout.get("meta", {}).get("handles", []),
+    )  # fmt: skip
     label = next((getattr(d, "label", "") for d in panel.draws if _barred(d)), "")
     place.colorbar = {
         "x": right + 8 / inner, "xanchor": "left", "y": (bottom + top) / 2, "len": top - bottom,
@@ -186,12 +192,17 @@ def _place(
             "xaxis": {"title": {"text": escape.plotly(panel.x.text)}, **_range(panel.x)},
             "yaxis": {"title": {"text": escape.plotly(panel.y.text)}, **_range(panel.y)},
             "zaxis": {"title": {"text": ""}, **_surface_range(panel)},
+            "aspectmode": "manual",
+            "aspectratio": {"x": 1, "y": 1, "z": 0.75},
             "camera": {"eye": {"x": 1.55, "y": -1.7, "z": 1.0}, "center": {"z": -0.12}},
         }
         reference = {"xref": "paper", "yref": "paper", "x": left, "y": top}
     else:
         layout[f"xaxis{suffix}"] = _axis(panel.x, [left, right], f"y{suffix}")
         layout[f"yaxis{suffix}"] = _axis(panel.y, [bottom, top], f"x{suffix}")
+        for side, axis in (("x", panel.x), ("y", panel.y)):
+            if fields.names(axis.text):
+                place.bind_layout(f"{side}axis{suffix}.title.text", "text", axis.text)
         if panel.square:
             layout[f"xaxis{suffix}"] |= {"constrain": "domain", "constraintoward": "left"}
             layout[f"yaxis{suffix}"] |= {

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import anywidget
 import ipywidgets as widgets
 import numpy as np
+import traitlets
 from plotly.graph_objects import FigureWidget
 
 from workbench.plots import bindings, escape, layout, passages, static
@@ -47,6 +48,16 @@ class LiveFace:
         self.shown: tuple[str, str] | None = None  # the cell and its execution, see display
         self._following = False
         self._scheduled: asyncio.TimerHandle | None = None
+        self._loop = _running()  # the kernel's, on which another thread has it redrawn
+        self._refreshing = False
+        self._wrong: Exception | None = None
+        self._assigned: dict[int, Any] = {}
+        # Before the figure, whose first drawing keeps the browser busy: anywidget gives up on a
+        # model that is not loaded within two seconds.
+        self._fit = _Fit()
+        self.handles = _Handles() if explorer.handles else None
+        if self.handles:
+            self.handles.observe(self._dragged, names="moved")
         result = explorer.result()
         self.spec = layout.spec(
             explorer.panels, result, columns=explorer.columns, height=explorer.height
@@ -81,7 +92,8 @@ class LiveFace:
             layout={"flex_flow": "row wrap", "width": "100%", "align_items": "center"},
         )
         tail = widgets.HBox([self.share, self.line], layout={"align_items": "center"})
-        parts = [widgets.HTML(head), bar, self.readouts, self.message, self.figure, _Fit()]
+        parts = [widgets.HTML(head), bar, self.readouts, self.message, self.figure, self._fit]
+        parts += [self.handles] if self.handles else []
         parts += [*self.passages, tail]
         return [
             part
@@ -102,9 +114,14 @@ class LiveFace:
         return figure
 
     def _assign(self, figure: FigureWidget, result: Mapping[str, Any]) -> None:
-        for binding in self.spec.bindings:
+        """Assign what has changed; an assignment that changes nothing costs nearly as much."""
+        for i, binding in enumerate(self.spec.bindings):
+            value = _sent(binding.prop, bindings.evaluate(binding, result))
+            if i in self._assigned and _same(value, self._assigned[i]):
+                continue
             target = figure.layout if binding.trace is None else figure.data[binding.trace]
-            target[binding.prop] = _sent(binding.prop, bindings.evaluate(binding, result))
+            target[binding.prop] = value
+            self._assigned[i] = value
 
     def _listen_to_clicks(self) -> None:
         for trace in self.figure.data:
@@ -124,9 +141,8 @@ class LiveFace:
         if self.explorer.seconds < CHEAP:
             self._answer()
         elif self._scheduled is None:
-            try:
-                loop = asyncio.get_running_loop()
-            except RuntimeError:  # no event loop: called from Python, not from a front end
+            loop = _running()
+            if loop is None:  # called from Python, not from a front end
                 self._answer()
             else:
                 self._scheduled = loop.call_later(PAUSE, self._answer)
@@ -154,6 +170,12 @@ class LiveFace:
             with self._guard():
                 self.explorer.set(**moves)
 
+    def _dragged(self, change: Any) -> None:
+        """A handle is being dragged in the browser, which sends the next place when redrawn."""
+        with self._guard():
+            which, x, y, _ = change["new"]
+            self.explorer.drag(self.explorer.handles[which], float(x), float(y))
+
     def follow(self, state: Mapping[str, Any]) -> None:
         """Move the controls to `state`, set from Python, and redraw once."""
         self._following = True
@@ -177,6 +199,24 @@ class LiveFace:
         if not guard.failed:
             self.message.value = ""
         self._pace()
+
+    def refresh(self, error: Exception | None = None) -> None:
+        """Redraw soon, on the event loop; may be called from any thread."""
+        self._wrong = error or self._wrong
+        if self.closed or self._refreshing:
+            return
+        if self._loop is None:
+            self._refreshed()
+        elif not self._loop.is_closed():
+            self._refreshing = True
+            self._loop.call_soon_threadsafe(self._refreshed)
+
+    def _refreshed(self) -> None:
+        self._refreshing = False
+        self.update()
+        wrong, self._wrong = self._wrong, None
+        if wrong is not None and not self.closed:
+            self._fail(wrong)
 
     def _guard(self) -> _Guard:
         return _Guard(self._fail)
@@ -237,6 +277,21 @@ class _Fit(anywidget.AnyWidget):
     _esm = ASSETS / "fit.js"
 
 
+class _Handles(anywidget.AnyWidget):
+    """Tells which handle of the figure beside it is dragged where: [handle, x, y, time]."""
+
+    _esm = "\n".join((ASSETS / name).read_text("utf-8") for name in ("explorer.js", "handles.js"))
+    moved: Any = traitlets.List().tag(sync=True)
+
+
+def _running() -> asyncio.AbstractEventLoop | None:
+    """The event loop that runs this code, None outside a kernel."""
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        return None
+
+
 class _Guard:
     """Turns an exception inside the block into a call of `fail`."""
 
@@ -270,6 +325,13 @@ def _sent(prop: str, value: Any) -> Any:
     without a base has no height either, so any number does."""
     value = _compact(value)
     return np.nan_to_num(value) if prop == "base" and isinstance(value, np.ndarray) else value
+
+
+def _same(first: Any, second: Any) -> bool:
+    if isinstance(first, np.ndarray) and isinstance(second, np.ndarray):
+        numbers = first.dtype.kind in "fc" and second.dtype.kind in "fc"
+        return np.array_equal(first, second, equal_nan=numbers)
+    return type(first) is type(second) and not isinstance(first, np.ndarray) and first == second
 
 
 def _compact(value: Any) -> Any:

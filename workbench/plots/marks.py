@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from workbench.plots import escape, fields, theme, traces
+from workbench.plots import bindings, escape, fields, theme, traces
 from workbench.plots.panels import (
     Band,
     Bars,
     Diagonal,
     Draw,
+    Handle,
     HeatMap,
     HLine,
     Line,
@@ -182,7 +183,7 @@ def _matrix(
         shown: Any = ax.contourf(
             x, y, np.clip(z, norm.vmin, norm.vmax), levels, cmap=cmap, norm=norm
         )
-        ax.contour(x, y, z, levels, colors="white", linewidths=0.4, linestyles="-", alpha=0.6)
+        ax.contour(x, y, z, levels[1:-1], colors="white", linewidths=0.4, linestyles="-", alpha=0.6)
     else:
         shown = ax.pcolormesh(_positions(x), _positions(y), z, cmap=cmap, norm=norm,
                               shading="nearest", rasterized=True)  # fmt: skip
@@ -190,7 +191,7 @@ def _matrix(
             ax.set_xticks(range(len(x)), x)
         if isinstance(y, list):
             ax.set_yticks(range(len(y)), y)
-    bar = _colorbar(ax, shown, draw.label)
+    bar = _colorbar(ax, shown, fields.fill(draw.label, result))
     if contours and not getattr(draw, "log", False):
         bar.locator = MaxNLocator(6)
         bar.update_ticks()
@@ -234,6 +235,17 @@ def hline(draw: HLine, ax: Axes, result: Result, color: str) -> None:
     )  # fmt: skip
 
 
+def handle(draw: Handle, ax: Axes, result: Result, color: str) -> None:
+    """A knob, which nobody can drag here."""
+    x, y = result[draw.x], result[draw.y]
+    if draw.radius:
+        x = bindings.rim(x, result[draw.radius], draw.middle)
+    ax.plot(
+        [x], [y], "D" if draw.radius else "o", ms=9, color=color, mec=theme.PAPER, mew=1.5,
+        label=_name(draw.label), zorder=5,
+    )  # fmt: skip
+
+
 def diagonal(draw: Diagonal, ax: Axes, result: Result, color: str) -> None:
     """The line y = x."""
     ax.axline((0, 0), slope=1, color=color, lw=1.1, ls=DASHES[draw.dash])
@@ -246,5 +258,5 @@ def diagonal(draw: Diagonal, ax: Axes, result: Result, color: str) -> None:
 
 DRAWERS: dict[type[Draw], Callable[[Any, Any, Result, str], None]] = {
     Line: line, Band: band, Points: points, Bars: bars, HeatMap: heat, Surface: surface,
-    VLine: vline, HLine: hline, Diagonal: diagonal,
+    VLine: vline, HLine: hline, Diagonal: diagonal, Handle: handle,
 }  # fmt: skip

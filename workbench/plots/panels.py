@@ -8,8 +8,9 @@ the controls; only the formats `d`, `.Nf`, `.Ne`, `.Ng` and `.N%` are known to e
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
+from typing import Any
 
 Range = tuple[float, float]
 
@@ -18,7 +19,8 @@ Range = tuple[float, float]
 class Axis:
     """An axis: what is on it, in which unit, over which fixed range.
 
-    Give `range` wherever it is known: an axis that rescales while a slider moves hides the change.
+    The label may hold fields, as a panel's title. Give `range` wherever it is known: an axis that
+    rescales while a slider moves hides the change.
     """
 
     label: str
@@ -131,7 +133,8 @@ class Bars(Draw):
 class HeatMap(Draw):
     """z (rows along y, columns along x) in colours over the fixed `scale`; `contours` for lines.
 
-    `log` colours by the logarithm (needs `scale`); `cells` is a format that writes each number;
+    `label` stands at the colour bar and may hold fields. `log` colours by the logarithm (needs
+    `scale`); `cells` is a format that writes each number;
     a click on a cell moves the controls named `click_x` and `click_y` to its column and row.
     """
 
@@ -186,6 +189,30 @@ class HLine(Draw):
     color: str | None = None
     dash: str = "dash"
     keyed = ("y",)
+
+
+@dataclass(frozen=True)
+class Handle(Draw):
+    """A point to drag with the mouse, which moves the sliders named `x` and `y`.
+
+    With `radius` it is a knob on the rim around (x, y), on the side of `middle`, and dragging it
+    moves the slider named `radius` to its distance, the larger of the two along the axes. Where the
+    exported face lacks a slider, and in the static one, it is a plain marker.
+    """
+
+    x: str
+    y: str
+    label: str = ""
+    color: str | None = None
+    radius: str | None = None
+    middle: float = 0.0
+    keyed = ("x", "y", "radius")
+
+    def moves(self, x: float, y: float, state: Mapping[str, Any]) -> dict[str, float]:
+        """Where the sliders go when the point is dragged to (x, y)."""
+        if self.radius is None:
+            return {self.x: x, self.y: y}
+        return {self.radius: max(abs(x - state[self.x]), abs(y - state[self.y]))}
 
 
 @dataclass(frozen=True)
@@ -269,6 +296,6 @@ def labelled(draw: Draw) -> bool:
 
 
 __all__ = [
-    "Axis", "Band", "Bars", "Diagonal", "Draw", "HLine", "HeatMap", "Line", "Panel", "Passage",
-    "Points", "Readout", "Surface", "VLine", "labelled",
+    "Axis", "Band", "Bars", "Diagonal", "Draw", "HLine", "Handle", "HeatMap", "Line", "Panel",
+    "Passage", "Points", "Readout", "Surface", "VLine", "labelled",
 ]  # fmt: skip

@@ -104,8 +104,8 @@ def draw_panel(panel: Panel, ax: Axes, result: Result, inches: float = 6.0) -> A
     """Draw `panel` with the numbers of `result` on `ax`."""
     for draw, color in zip(panel.draws, traces.colors(panel), strict=True):
         marks.DRAWERS[type(draw)](draw, ax, result, color)
-    _axis(ax, panel.x, "x", inches - 1.0)
-    _axis(ax, panel.y, "y", inches)
+    _axis(ax, panel.x, "x", inches - 1.0, result)
+    _axis(ax, panel.y, "y", inches, result)
     if panel.square:
         ax.set_aspect("equal", adjustable="box", anchor="NW")
     lines = bindings.wrap(fields.fill(panel.title, result), max(18, int((inches - 1.0) / 0.088)))
@@ -136,12 +136,12 @@ def _legend(panel: Panel, ax: Axes, inches: float) -> int:
     return -(-len(found) // columns)
 
 
-def _axis(ax: Axes, axis: Axis, side: str, inches: float) -> None:
+def _axis(ax: Axes, axis: Axis, side: str, inches: float, result: Result) -> None:
     from matplotlib.ticker import FuncFormatter
 
     ticks = ax.xaxis if side == "x" else ax.yaxis
     setter = ax.set_xlabel if side == "x" else ax.set_ylabel
-    setter(escape.matplotlib(axis.text))
+    setter(escape.matplotlib(fields.fill(axis.text, result)))
     if axis.log:
         (ax.set_xscale if side == "x" else ax.set_yscale)("log")
         ticks.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from workbench.plots import escape, theme
+from workbench.plots import escape, fields, theme
 from workbench.plots.bindings import Binding
 from workbench.plots.panels import (
     Axis,
@@ -14,6 +14,7 @@ from workbench.plots.panels import (
     Bars,
     Diagonal,
     Draw,
+    Handle,
     HeatMap,
     HLine,
     Line,
@@ -25,6 +26,8 @@ from workbench.plots.panels import (
 
 SYMBOLS = {"circle": "circle", "diamond": "diamond", "square": "square", "cross": "x-thin",
            "ring": "circle-open"}  # fmt: skip
+CIRCLE = "M8,0C8,4.42 4.42,8 0,8C-4.42,8 -8,4.42 -8,0C-8,-4.42 -4.42,-8 0,-8C4.42,-8 8,-4.42 8,0Z"
+DIAMOND = "M8,0L0,8L-8,0L0,-8Z"
 DASHES = {"solid": "solid", "dash": "dash", "dot": "dot"}
 
 
@@ -38,6 +41,7 @@ class Place:
     bindings: list[Binding]
     shapes: list[dict[str, Any]]
     annotations: list[dict[str, Any]]
+    handles: list[dict[str, Any]] = field(default_factory=list)
     colorbar: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -64,8 +68,8 @@ class Place:
 
 def hover(panel: Panel, label: str, x: str = "x", y: str = "y", extra: str = "") -> str:
     """A hover template naming both axes."""
-    xs = f"{escape.plotly(panel.x.label)}: %{{{x}{_spec(panel.x)}}}"
-    ys = f"{escape.plotly(panel.y.label)}: %{{{y}{_spec(panel.y)}}}"
+    xs = f"{_named(panel.x.label, 'x')}: %{{{x}{_spec(panel.x)}}}"
+    ys = f"{_named(panel.y.label, 'y')}: %{{{y}{_spec(panel.y)}}}"
     return f"{extra}{xs}<br>{ys}<extra>{escape.plotly(label)}</extra>"
 
 
@@ -197,7 +201,7 @@ def heat(draw: HeatMap, place: Place, color: str) -> None:
         "colorscale": theme.colorscale(draw.colors),
         "colorbar": dict(place.colorbar),
         "hovertemplate": hover(place.panel, "")
-        + f"<br>{escape.plotly(draw.label or 'value')}: "
+        + f"<br>{_named(draw.label)}: "
         + ("%{customdata:.4~g}" if draw.log else "%{z:.4~g}"),
     }
     trace["hovertemplate"] = (
@@ -205,6 +209,7 @@ def heat(draw: HeatMap, place: Place, color: str) -> None:
     )
     if draw.contours:
         trace["line"] = {"width": 0.5, "color": "rgba(255,255,255,0.6)"}
+        trace["ncontours"] = 24  # at most, where there is no scale
     if draw.scale:
         low, high = (_log10(v) for v in draw.scale) if draw.log else draw.scale
         trace |= {"zmin": low, "zmax": high}
@@ -221,7 +226,21 @@ def heat(draw: HeatMap, place: Place, color: str) -> None:
     if draw.click_x or draw.click_y:
         trace["meta"] = {"click_x": draw.click_x, "click_y": draw.click_y}
     z: Any = ("log10", draw.z) if draw.log else draw.z
-    place.add(trace, z=z, x=draw.x, y=draw.y, customdata=draw.z if draw.log else None)
+    place.add(
+        trace,
+        z=z, x=draw.x, y=draw.y, customdata=draw.z if draw.log else None,
+        colorbar__title__text=_followed(draw.label),
+    )  # fmt: skip
+
+
+def _named(label: str, otherwise: str = "value") -> str:
+    """What a hover text calls a quantity; a label that changes is not repeated there."""
+    return otherwise if not label or fields.names(label) else escape.plotly(label)
+
+
+def _followed(label: str) -> tuple[str, str] | None:
+    """The binding of a label that holds fields."""
+    return ("text", label) if fields.names(label) else None
 
 
 def _log10(value: float) -> float:
@@ -246,13 +265,13 @@ def surface(draw: Surface, place: Place, color: str) -> None:
         "scene": f"scene{place.suffix}",
         "name": escape.plotly(draw.label),
         "colorscale": theme.colorscale(draw.colors),
-        "colorbar": place.colorbar,
+        "colorbar": dict(place.colorbar),
         "hovertemplate": hover(panel, "").replace("<extra></extra>", "")
-        + f"<br>{escape.plotly(draw.label or 'value')}: %{{z:.4~g}}<extra></extra>",
+        + f"<br>{_named(draw.label)}: %{{z:.4~g}}<extra></extra>",
     }
     if draw.scale:
         trace |= {"cmin": draw.scale[0], "cmax": draw.scale[1]}
-    place.add(trace, z=draw.z, x=draw.x, y=draw.y)
+    place.add(trace, z=draw.z, x=draw.x, y=draw.y, colorbar__title__text=_followed(draw.label))
 
 
 def _rule(draw: VLine | HLine, place: Place, color: str, side: str) -> None:
@@ -291,6 +310,30 @@ def hline(draw: HLine, place: Place, color: str) -> None:
     _rule(draw, place, color, "y")
 
 
+def handle(draw: Handle, place: Place, color: str) -> None:
+    """A knob of 16 pixels; the layout's `meta` tells the browser which controls follow it."""
+    at = len(place.shapes)
+    place.shapes.append(
+        {
+            "type": "path", "path": DIAMOND if draw.radius else CIRCLE, "layer": "above",
+            "xref": f"x{place.suffix}", "yref": f"y{place.suffix}",
+            "xsizemode": "pixel", "ysizemode": "pixel",
+            "fillcolor": color, "line": {"color": theme.PAPER, "width": 2},
+        }
+    )  # fmt: skip
+    if draw.radius:
+        place.bind_layout(f"shapes[{at}].xanchor", "rim", draw.x, draw.radius, draw.middle)
+    else:
+        place.bind_layout(f"shapes[{at}].xanchor", "value", draw.x)
+    place.bind_layout(f"shapes[{at}].yanchor", "value", draw.y)
+    place.handles.append(
+        {
+            "shape": at, "axes": [f"xaxis{place.suffix}", f"yaxis{place.suffix}"],
+            "x": draw.x, "y": draw.y, "radius": draw.radius,
+        }
+    )  # fmt: skip
+
+
 def diagonal(draw: Diagonal, place: Place, color: str) -> None:
     """The line y = x between the ranges of both axes."""
     assert place.panel.x.range and place.panel.y.range  # checked by Panel
@@ -310,12 +353,13 @@ def diagonal(draw: Diagonal, place: Place, color: str) -> None:
 
 DRAWERS: dict[type[Draw], Callable[[Any, Place, str], None]] = {
     Line: line, Band: band, Points: points, Bars: bars, HeatMap: heat, Surface: surface,
-    VLine: vline, HLine: hline, Diagonal: diagonal,
+    VLine: vline, HLine: hline, Diagonal: diagonal, Handle: handle,
 }  # fmt: skip
 
 
 def colors(panel: Panel) -> list[str]:
-    """The colour of each mark: its own, or the next one of the cycle; rules and diagonals are grey.
+    """The colour of each mark: its own, or the next one of the cycle; rules and diagonals are grey,
+    handles dark.
 
     Marks with the same label share a colour, so that a band takes that of its line.
     """
@@ -328,11 +372,13 @@ def colors(panel: Panel) -> list[str]:
             chosen = theme.color(name)
         elif isinstance(draw, (VLine, HLine, Diagonal)):
             chosen = theme.MUTED
+        elif isinstance(draw, Handle):
+            chosen = theme.INK
         elif label and label in taken:
             chosen = taken[label]
         else:
             chosen = theme.color(None, len(taken))
-        if not isinstance(draw, (VLine, HLine, Diagonal, HeatMap, Surface)):
+        if not isinstance(draw, (VLine, HLine, Diagonal, Handle, HeatMap, Surface)):
             taken[label or f"#{len(found)}"] = chosen
         found.append(chosen)
     return found

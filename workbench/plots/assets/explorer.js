@@ -123,6 +123,7 @@
       var at = drawn(r[a[1]], r[a[2]]);
       return at < 0 ? 0 : log10(listed(r[a[0]])[at]);
     },
+    rim: function (r, a) { return r[a[0]] > a[2] ? r[a[0]] - r[a[1]] : r[a[0]] + r[a[1]]; },
     text: function (r, a) { return escapeText(fill(a[0], r)); },
     title: function (r, a) {
       return "<b>" + wrap(fill(a[0], r), a[1]).map(escapeText).join("<br>") + "</b>" + a[2];
@@ -147,9 +148,12 @@
   function face(spec, name) {
     var wide = spec.faces.wide;
     var own = spec.faces[name];
+    function merged(key) {
+      return wide[key].map(function (item, i) { return own[key] && own[key][i] || item; });
+    }
     return {
-      traces: own.traces || wide.traces,
-      bindings: own.bindings || wide.bindings,
+      traces: merged("traces"),
+      bindings: merged("bindings"),
       layout: Object.assign({}, wide.layout, own.layout)
     };
   }
@@ -208,6 +212,81 @@
     var words = Object.keys(state).map(function (name) { return name + "=" + literal(state[name]); });
     var call = words.length ? spec.call : spec.call.replace(", {state}", "{state}");
     return call.split("{state}").join(words.join(", "));
+  }
+
+  // ---- handles: points of a figure that are dragged
+
+  function wanted(handle, x, y, state) {
+    var found = {};
+    if (handle.radius) {
+      found[handle.radius] = Math.max(Math.abs(x - state[handle.x]), Math.abs(y - state[handle.y]));
+    } else { found[handle.x] = x; found[handle.y] = y; }
+    return found;
+  }
+
+  function closest(values, wanted) {
+    return values.reduce(function (best, value, i) {
+      return Math.abs(value - wanted) < Math.abs(values[best] - wanted) ? i : best;
+    }, 0);
+  }
+
+  // Calls moved(index, x, y) while handle number index is dragged over `plot`. plotly's own dragging
+  // of shapes would move every shape of the figure, and tell only at the end.
+  function watchHandles(plot, moved, works) {
+    var held = null;
+    function at(handle, event, change) {
+      var box = plot.querySelector(".main-svg").getBoundingClientRect();
+      return handle.axes.map(function (name, i) {
+        var axis = plot._fullLayout[name];
+        return change(axis, event[i ? "clientY" : "clientX"] - (i ? box.top : box.left) - axis._offset, i);
+      });
+    }
+    function under(event) {
+      var best = null, least = 14;
+      ((plot.layout && plot.layout.meta || {}).handles || []).forEach(function (handle, index) {
+        var shape = plot.layout.shapes[handle.shape];
+        var apart = at(handle, event, function (axis, pixel, i) {
+          return axis.d2p(i ? shape.yanchor : shape.xanchor) - pixel;
+        });
+        var distance = Math.hypot(apart[0], apart[1]);
+        if (distance <= least && (!works || works(handle))) {
+          best = { index: index, handle: handle };
+          least = distance;
+        }
+      });
+      return best;
+    }
+    function move(event) {
+      if (!held) { return; }
+      var to = at(held.handle, event, function (axis, pixel) { return axis.p2d(pixel); });
+      moved(held.index, to[0], to[1]);
+    }
+    function release() {
+      held = null;
+      root.removeEventListener("pointermove", move);
+      root.removeEventListener("pointerup", release);
+      root.removeEventListener("pointercancel", release);
+    }
+    function stop(event) { event.preventDefault(); event.stopPropagation(); }
+    plot.addEventListener("pointerdown", function (event) {
+      held = event.button ? null : under(event);
+      if (!held) { return; }
+      stop(event); // plotly would zoom
+      root.addEventListener("pointermove", move);
+      root.addEventListener("pointerup", release);
+      root.addEventListener("pointercancel", release);
+    }, true);
+    ["mousedown", "touchstart"].forEach(function (name) {
+      plot.addEventListener(name, function (event) { if (held) { stop(event); } },
+        { capture: true, passive: false });
+    });
+    plot.addEventListener("mousemove", function (event) {
+      var over = held || under(event);
+      if (event.target.style) { event.target.style.cursor = over ? "grab" : ""; }
+      if (!over) { return; }
+      event.stopPropagation(); // no hover label over the handle
+      if (event.target.onmouseout) { event.target.onmouseout(event); }
+    }, true);
   }
 
   // ---- the page
@@ -373,6 +452,8 @@
     self.write(values);
     if (first) {
       self.plot.on("plotly_click", function (event) { self.clicked(event.points[0]); });
+      watchHandles(self.plot, function (index, x, y) { self.dragged(index, x, y); },
+        function (handle) { return self.sliders(handle).every(function (c) { return c; }); });
     }
   };
 
@@ -410,6 +491,24 @@
     if (Array.isArray(at)) { go(meta.click_y, at[0]); go(meta.click_x, at[1]); }
   };
 
+  Explorer.prototype.sliders = function (handle) {
+    var self = this;
+    return (handle.radius ? [handle.radius] : [handle.x, handle.y]).map(function (name) {
+      return self.controls[name];
+    });
+  };
+
+  Explorer.prototype.dragged = function (index, x, y) {
+    var self = this;
+    var moves = wanted(self.plot.layout.meta.handles[index], x, y, self.state);
+    Object.keys(moves).forEach(function (name) {
+      var control = self.controls[name];
+      var nearest = closest(control.spec.values, moves[name]);
+      control.show(nearest);
+      self.move(control.spec, nearest);
+    });
+  };
+
   Explorer.prototype.resized = function () {
     var width = this.host.clientWidth;
     if (!width || width === this.width) { return; }
@@ -444,7 +543,7 @@
     explorers: mounted,
     core: {
       number: number, fill: fill, face: face, filled: filled, result: result, shade: shade, specs: specs,
-      formulas: formulas, restoring: restoring
+      formulas: formulas, restoring: restoring, wanted: wanted, watchHandles: watchHandles
     }
   };
 
