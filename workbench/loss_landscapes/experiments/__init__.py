@@ -1,0 +1,1 @@
+"""Experiments of the loss-landscapes notebook: functions that `run.seeds` calls."""
