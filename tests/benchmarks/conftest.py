@@ -11,7 +11,7 @@ import gc
 import math
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -117,6 +117,17 @@ def _kilobytes(field: str) -> int:
 def bench() -> Bench:
     """The harness."""
     return Bench()
+
+
+@pytest.fixture
+def every_core() -> Iterator[None]:
+    """Threads as in a reader's session; other tests run on one."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(os.cpu_count() or 1)
+    yield
+    torch.set_num_threads(before)
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-
 import numpy as np
 import pandas as pd
 import pytest
@@ -18,18 +16,9 @@ from workbench.scaling_laws.experiments.learning_curve_traces import loop_trace
 from workbench.scaling_laws.learning_curve_traces import learning_trace
 from workbench.scaling_laws.solve import solve
 
-pytestmark = pytest.mark.bench
+pytestmark = [pytest.mark.bench, pytest.mark.usefixtures("every_core")]
 LAW = laws.get("chinchilla")
 DELTA = 1e-3
-
-
-@pytest.fixture(autouse=True)
-def every_core():
-    """Threads as in a reader's session; other tests run on one. The loops cannot use more."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(os.cpu_count() or 1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
