@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from workbench.lab import models
 from workbench.loss_landscapes import figures_variants
 from workbench.loss_landscapes.experiments import lenses, variants
-from workbench.loss_landscapes.geometry import Objective
+from workbench.loss_landscapes.geometry import Objective, spectral_density
 
 TINY = {"blocks": (1, 1), "width": 4, "epochs": 1}
 
@@ -90,6 +90,11 @@ def test_figures_draw_every_panel() -> None:
     _, axes = plt.subplots(2, 3)
     figures_variants.draw_lenses(frame, lenses.LENSES, axes.ravel())
     assert all(ax.get_xlabel() for ax in axes.ravel())
+    _, ax = plt.subplots()
+    spectrum = spectral_density(lambda v: v * torch.arange(1.0, 21), size=20, generator=0)
+    figures_variants.draw_densities({"ramp": spectrum}, ax)
+    low, high = ax.get_xlim()
+    assert -1 < low < 1 and 20 < high < 23, "the axis ends where the density does"
     text = figures_variants.table(frame.rename(columns={"way": "variant"}), {"test_error": "e"})
     assert list(text.index) == ["plain", "SAM"] and "[" in text.iloc[0, 0]
     plt.close("all")

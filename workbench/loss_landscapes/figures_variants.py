@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from matplotlib.contour import QuadContourSet
 
 
+LEAST = 1e-5  # densities below are not drawn
+
+
 def draw_slices(pictures: pd.DataFrame, axes: Sequence[Axes], levels: int = 13) -> QuadContourSet:
     """One panel a row of ``variant``, ``side``, ``loss``: contours on one logarithmic scale.
 
@@ -47,11 +50,14 @@ def draw_slices(pictures: pd.DataFrame, axes: Sequence[Axes], levels: int = 13) 
 
 def draw_densities(densities: Mapping[str, Density], ax: Axes) -> None:
     """Eigenvalue densities on a logarithmic scale, one line each."""
+    ends = []
     for i, (name, density) in enumerate(densities.items()):
         ax.plot(density.grid, np.maximum(density.density, 1e-6), color=theme.CYCLE[i], label=name)
+        ends += list(density.grid[density.density > LEAST][[0, -1]])
+    margin = 0.05 * (max(ends) - min(ends))
     ax.set(
-        yscale="log", ylim=(1e-5, None), xlabel="eigenvalue of the Hessian",
-        ylabel="density (log)",
+        yscale="log", ylim=(LEAST, None), xlim=(min(ends) - margin, max(ends) + margin),
+        xlabel="eigenvalue of the Hessian", ylabel="density (log)",
     )  # fmt: skip
     ax.legend()
 
@@ -60,6 +66,8 @@ def draw_lenses(
     frame: pd.DataFrame, lenses: Mapping[str, tuple[str, str]], axes: Sequence[Axes]
 ) -> None:
     """Test error against each measure: a cross of 95% intervals over seeds for each way."""
+    from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
+
     from workbench.lab.claims import interval
 
     for ax, (key, (paper, label)) in zip(axes, lenses.items(), strict=True):
@@ -77,6 +85,10 @@ def draw_lenses(
         rho = frame.groupby("way")[[key, "test_error"]].mean().corr("spearman").iloc[0, 1]
         ax.set_title(f"{paper}\nrank correlation {rho:+.1f}", loc="left", fontsize=10)
         ax.set(xlabel=label, yscale="log")
+        ax.xaxis.set_major_locator(MaxNLocator(4))
+        ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        ax.yaxis.set_major_formatter("{x:g}")
+        ax.yaxis.set_minor_formatter(NullFormatter())
 
 
 def table(frame: pd.DataFrame, names: Mapping[str, str]) -> pd.DataFrame:
