@@ -101,6 +101,7 @@ def table(frame: pd.DataFrame, names: Mapping[str, str]) -> pd.DataFrame:
         for key, label in names.items():
             values = part[key].to_numpy()
             low, high = interval(values) if len(values) > 1 else (values[0], values[0])
-            cells[label] = f"{values.mean():.3g} [{low:.3g}, {high:.3g}]"
+            mean, low, high = (round(float(v), 12) + 0.0 for v in (values.mean(), low, high))
+            cells[label] = f"{mean:.3g} [{low:.3g}, {high:.3g}]"
         rows[variant] = cells
     return pd.DataFrame(rows).T
