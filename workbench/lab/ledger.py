@@ -127,11 +127,16 @@ def write_csv(frame: pd.DataFrame, file: Path) -> None:
 
 def replace_text(file: Path, text: str) -> None:
     """Replace a text file in one rename, with the permissions a new file would get."""
+    replace_bytes(file, text.encode("utf8"))
+
+
+def replace_bytes(file: Path, content: bytes) -> None:
+    """Replace a file in one rename, with the permissions a new file would get."""
     file.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}.")
     try:
-        with os.fdopen(handle, "w", encoding="utf8", newline="") as out:
-            out.write(text)
+        with os.fdopen(handle, "wb") as out:
+            out.write(content)
         mask = os.umask(0)
         os.umask(mask)
         os.chmod(temporary, 0o666 & ~mask)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import io
-import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from workbench.lab import ledger
 from workbench.loss_landscapes.figures_field import Landscape, Wanted
 from workbench.loss_landscapes.figures_resample import (
     BEYOND,
@@ -137,15 +136,7 @@ class LandscapeExplorer(Explorer):
             np.savez_compressed(stream, plane=frame["plane"].to_numpy(str), a=a, b=b, loss=loss)
         else:
             raise ValueError(f"path: expected a name ending in .csv or .npz, got {target.name!r}")
-        target.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
-        try:
-            with os.fdopen(handle, "wb") as out:
-                out.write(stream.getvalue())
-            os.replace(temporary, target)
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
-            raise
+        ledger.replace_bytes(target, stream.getvalue())
         return target
 
     def export(self, **state: Any) -> dict[str, Any]:
@@ -164,7 +155,7 @@ class LandscapeExplorer(Explorer):
             planes[plane] = {key: _plain(value) for key, value in described.items()}
         data = {
             "radius": self.landscape.radius, "window": WINDOW, "steps": STEPS, "beyond": BEYOND,
-            "drawn": DRAWN,             "planes": planes,
+            "drawn": DRAWN, "planes": planes,
         }  # fmt: skip
         kinds = list(dict.fromkeys(plane.split(" ")[0] for plane in planes))
         draws = [d for d in self.control("draw").values if any(f"{k} {d}" in planes for k in kinds)]
