@@ -9,26 +9,28 @@ import threading
 import time
 import weakref
 from itertools import pairwise
-from pathlib import Path
 
+import js
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 from torch import nn
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "plots"))
-
-import js
-
 from workbench.loss_landscapes import explore
 from workbench.loss_landscapes.figures import explore_planes
 from workbench.loss_landscapes.figures_field import Slice
 from workbench.loss_landscapes.figures_grid import Grid, level, strides
 from workbench.loss_landscapes.figures_resample import STEPS, WINDOW, Square
-from workbench.plots import export
+from workbench.plots import export, live
 
 AT = np.random.default_rng(0).uniform(-1, 1, (2, 200))
+
+
+@pytest.fixture(autouse=True)
+def outside_a_kernel(monkeypatch):
+    """No event loop, also where a browser test of the same worker has left a running one."""
+    monkeypatch.setattr(live, "_running", lambda: None)
 
 
 def bowl(a, b):
