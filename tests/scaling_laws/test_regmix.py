@@ -69,8 +69,8 @@ def test_tiny_shares_do_not_end_in_nan():
 @settings(max_examples=15, deadline=None)
 @given(st.integers(2, 9), st.integers(0, 10**6), st.sampled_from([0.0, 2e-4, 0.01]))
 def test_limits_hold_for_every_mixture(k, seed, floor):
-    prior = np.random.default_rng(seed).dirichlet(np.full(k, 2.0)) + 1e-3
-    prior /= prior.sum()
+    # No domain so rare that three epochs of it leave hardly a mixture: that is refused, see below.
+    prior = 0.5 / k + 0.5 * np.random.default_rng(seed).dirichlet(np.full(k, 2.0))
     found = sample_mixtures(prior, 30, epochs=3.0, floor=floor, random_state=seed).to_numpy()
     np.testing.assert_allclose(found.sum(1), 1)
     assert (found <= 3 * prior + (k + 1) * max(floor, 1e-12)).all()  # up to the rounding
