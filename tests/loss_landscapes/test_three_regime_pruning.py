@@ -16,11 +16,12 @@ from torch.nn.utils import prune
 
 from tests.plots import js
 from workbench import lab
+from workbench.lab.members import member, stack
 from workbench.lab.models import CNN, MLP
 from workbench.loss_landscapes import figures_three_regime_pruning as figures
 from workbench.loss_landscapes.experiments import three_regime_pruning as study
 from workbench.loss_landscapes.geometry import SAM
-from workbench.loss_landscapes.members import member, profiles, stack, train_members
+from workbench.loss_landscapes.members import profiles, train_members
 from workbench.loss_landscapes.three_regime_pruning import (
     Recipe,
     advice,
@@ -95,7 +96,7 @@ def test_members_are_trained_as_torch_would_train_each_alone(kind, rho):
     models, seeds = [net(i, kind).double() for i in range(3)], [5, 6, 5]
     masks = [magnitude_masks(m, 0.4) for m in models]
     ended, _ = train_members(
-        models[0], stack(models[0], [m.state_dict() for m in models]), (x, y), seeds, RECIPE,
+        models[0], stack([m.state_dict() for m in models]), (x, y), seeds, RECIPE,
         masks={name: torch.stack([mask[name] for mask in masks]) for name in masks[0]},
         rho=torch.full((3,), rho) if rho else None,
     )  # fmt: skip
@@ -170,7 +171,7 @@ def test_without_pruning_or_learning_a_pair_is_one_network():
 def test_profiles_of_many_are_those_of_each_pair(kind):
     data = blobs(40, (6,) if kind == "mlp" else (1, 4, 4))
     models = [net(i, kind) for i in range(4)]
-    a, b = (stack(models[0], [m.state_dict() for m in part]) for part in (models[:2], models[2:]))
+    a, b = (stack([m.state_dict() for m in part]) for part in (models[:2], models[2:]))
     found = profiles(models[0], a, b, data, points=5)
     for i in range(2):
         path = mode_connectivity(models[i], models[i + 2], data, points=5)
@@ -351,7 +352,7 @@ def test_a_small_run_gives_frames_and_an_explorer_that_answers():
         (lambda: Recipe(lr=-1.0), "lr"),
         (lambda: border([0.5, 0.1], [[0, 0]]), "ascending"),
         (lambda: score_advice(np.ones((2, 2)), np.ones((2, 2))), "T >= 3"),
-        (lambda: train_members(net(), stack(net(), [net().state_dict()]), blobs(), (0, 1)),
+        (lambda: train_members(net(), stack([net().state_dict()]), blobs(), (0, 1)),
          "seeds"),
     ],
 )  # fmt: skip

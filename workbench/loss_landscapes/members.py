@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,13 +17,12 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.nn import functional as F
 
 from workbench.lab import checks
+from workbench.lab.members import States, forward, outputs
 
 Array = np.ndarray[Any, np.dtype[Any]]
-States = dict[str, Tensor]
 Data = tuple[Tensor, Tensor]
 
 
@@ -59,27 +58,6 @@ class Recipe:
     def rate(self, progress: float) -> float:
         """Learning rate after a share of the schedule."""
         return self.lr * self.gamma ** sum(progress >= m for m in self.milestones)
-
-
-def stack(model: nn.Module, states: Sequence[Mapping[str, Tensor]]) -> States:
-    """State dicts of one architecture as one: each entry gains a leading axis of members."""
-    names = list(model.state_dict())
-    return {name: torch.stack([s[name].detach() for s in states]).clone() for name in names}
-
-
-def member(states: Mapping[str, Tensor], index: int) -> States:
-    """One network's state dict."""
-    return {name: values[index] for name, values in states.items()}
-
-
-def _forward(model: nn.Module) -> Callable[[Mapping[str, Tensor], Tensor], Tensor]:
-    """(states of m members, x (m, b, ...)) -> outputs (m, b, k)."""
-
-    def one(state: Mapping[str, Tensor], x: Tensor) -> Tensor:
-        out: Tensor = functional_call(model, dict(state), (x,))
-        return out
-
-    return torch.vmap(one, randomness="different")
 
 
 def train_members(
@@ -125,7 +103,7 @@ def train_members(
     if any(not 0 < s <= total for s in stops) or list(stops) != sorted(stops):
         raise ValueError(f"stops: expected ascending steps from 1 to {total}, got {list(stops)}")
     worker = copy.deepcopy(model).train()
-    run = _forward(worker)
+    run = forward(worker)
     held = {name: values.detach().clone() for name, values in states.items()}
     names = [name for name, p in worker.named_parameters() if p.requires_grad]
     kept = {name: masks[name].to(held[name]) for name in names if masks and name in masks}
@@ -193,24 +171,14 @@ def restate(model: nn.Module, states: Mapping[str, Tensor], x: Tensor) -> States
         for norm in norms:
             norm.momentum = 1.0
             norm.train()
-        _forward(worker)(out, _shared(x, out))
+        forward(worker, each=False)(out, x)
     return out
-
-
-@torch.no_grad()
-def outputs(model: nn.Module, states: Mapping[str, Tensor], x: Tensor) -> Float[Tensor, "m n k"]:
-    """Outputs of all members for the same inputs, in evaluation mode."""
-    return _forward(copy.deepcopy(model).eval())(states, _shared(x, states))
 
 
 def errors(model: nn.Module, states: Mapping[str, Tensor], data: Data) -> Array:
     """Share of rows (m,) that each member gets wrong."""
     wrong = outputs(model, states, data[0]).argmax(-1) != data[1]
     return wrong.double().mean(1).cpu().numpy()
-
-
-def _shared(x: Tensor, states: Mapping[str, Tensor]) -> Tensor:
-    return x.expand(len(next(iter(states.values()))), *x.shape)
 
 
 def profiles(

@@ -44,18 +44,15 @@ import torch
 from torch import Tensor, nn
 
 from workbench.lab import checks
+from workbench.lab.members import States, member, outputs, stack
 from workbench.loss_landscapes.geometry import Objective, Path, linear_cka, linear_path
 from workbench.loss_landscapes.members import (
     Array,
     Data,
     Recipe,
-    States,
     errors,
-    member,
-    outputs,
     profiles,
     restate,
-    stack,
     train_members,
 )
 from workbench.loss_landscapes.regimes import (
@@ -170,7 +167,7 @@ def retrain(
 
     Reference: Zhou et al. (2023), arXiv 2305.18383, train-prune-retrain.
     """
-    begin = stack(model, [model.state_dict()] * len(seeds))
+    begin = stack([model.state_dict()] * len(seeds))
     ended, _ = train_members(model, begin, data, seeds, recipe, masks=masks)
     found = []
     for i in range(len(seeds)):
@@ -303,7 +300,7 @@ def train_dense(
         seed: of the minibatch order.
     """
     recipe, ordered = recipe or Recipe(), hottest_first(knob, values)
-    one, rows = stack(model, [model.state_dict()]), len(data[0])
+    one, rows = stack([model.state_dict()]), len(data[0])
     if knob == "epochs":
         each = recipe.steps(rows) // recipe.epochs
         stops = [checks.count(v, "values") * each for v in ordered]
@@ -317,7 +314,7 @@ def train_dense(
             for value in ordered
         ]  # fmt: skip
     else:
-        begin = stack(model, [model.state_dict()] * len(ordered))
+        begin = stack([model.state_dict()] * len(ordered))
         rho = torch.tensor([checks.positive(v, "values", zero=True) for v in ordered])
         return train_members(model, begin, data, [seed] * len(ordered), recipe, rho=rho)[0]
     return {name: torch.cat([part[name] for part in parts]) for name in one}
@@ -378,7 +375,7 @@ def phase_grid(
     orders = [1_000_003 * (seed + 1) + int(s) for s in retrain_seeds]
     for first in range(0, len(cells), size):
         part = cells[first : first + size]
-        begin = stack(model, [member(dense, t) for t, _ in part for _ in orders])
+        begin = stack([member(dense, t) for t, _ in part for _ in orders])
         chosen = {
             name: torch.stack([masks[first + j][name] for j in range(len(part)) for _ in orders])
             for name in masks[0]
