@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from workbench.plots import bindings, escape, fields, layout, marks, passages, theme, traces
+from workbench.plots import (
+    bindings,
+    escape,
+    fields,
+    layout,
+    marks,
+    passages,
+    picture,
+    theme,
+    traces,
+)
 from workbench.plots.panels import Axis, Panel, Passage, labelled
 
 if TYPE_CHECKING:
@@ -92,9 +101,7 @@ def readouts(explorer: Explorer, result: Result) -> list[tuple[str, str, str]]:
 
 def png(explorer: Explorer, state: Mapping[str, Any], dpi: int = 100) -> bytes:
     """The static face as a picture."""
-    stream = io.BytesIO()
-    figure(explorer, state).savefig(stream, format="png", dpi=dpi)
-    return stream.getvalue()
+    return picture.png(figure(explorer, state), dpi)
 
 
 # ---- one panel

@@ -1,0 +1,77 @@
+"""Pictures keep what they show and lose bytes."""
+
+import io
+
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+from PIL import Image
+
+from workbench import plots
+from workbench.plots import picture
+
+
+@pytest.fixture
+def figure():
+    with plots.style():
+        made = Figure(figsize=(6, 4))
+        ax = made.add_subplot()
+        z = np.linspace(0, 6, 200)
+        for k in range(5):
+            ax.plot(z, np.sin(z + k), label=str(k))
+        ax.legend()
+    return made
+
+
+def full(figure):
+    stream = io.BytesIO()
+    figure.savefig(stream, format="png", dpi=100)
+    return stream.getvalue()
+
+
+def pixels(png):
+    with Image.open(io.BytesIO(png)) as image:
+        return np.asarray(image.convert("RGB"), float)
+
+
+def test_a_picture_weighs_half_and_looks_the_same(figure):
+    before, after = full(figure), picture.png(figure)
+    assert len(after) < 0.5 * len(before)
+    assert pixels(after).shape == pixels(before).shape
+    off = np.abs(pixels(after) - pixels(before))
+    assert off.mean() < 1 and np.quantile(off, 0.999) < 40
+
+
+def test_paper_is_white_where_a_picture_was_transparent():
+    stream = io.BytesIO()
+    hidden = np.random.default_rng(0).integers(0, 256, (64, 64, 4), dtype=np.uint8)
+    hidden[..., 3] = 0
+    Image.fromarray(hidden, "RGBA").save(stream, format="png")
+    assert (pixels(picture.smaller(stream.getvalue())) == 255).all()
+
+
+def test_nothing_grows():
+    stream = io.BytesIO()
+    Image.new("1", (2, 2)).save(stream, format="png", optimize=True)
+    tiny = stream.getvalue()
+    assert len(picture.smaller(tiny)) <= len(tiny)
+
+
+def test_a_notebook_stores_figures_that_way(figure, monkeypatch):
+    import IPython
+    from IPython.core.formatters import DisplayFormatter
+
+    shell = type("Shell", (), {"kernel": object(), "display_formatter": DisplayFormatter()})()
+    monkeypatch.setattr(IPython, "get_ipython", lambda: shell)
+    with plots.style():
+        pass
+    stored, _ = shell.display_formatter.format(figure, include={"image/png"})
+    assert pixels(stored["image/png"]).shape[2] == 3
+    assert len(stored["image/png"]) < 0.5 * len(full(figure))
+
+
+def test_outside_a_notebook_nothing_happens(monkeypatch):
+    import IPython
+
+    monkeypatch.setattr(IPython, "get_ipython", lambda: None)
+    picture.in_notebook()
