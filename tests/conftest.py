@@ -24,8 +24,9 @@ if (
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-# Every run judges by the same examples; `pytest --hypothesis-profile=default` looks for new ones.
-settings.register_profile("repeatable", derandomize=True)
+# Every run judges by the same examples, however slow the machine is today;
+# `pytest --hypothesis-profile=default` looks for new ones.
+settings.register_profile("repeatable", derandomize=True, deadline=None)
 settings.load_profile("repeatable")
 
 
