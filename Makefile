@@ -11,11 +11,11 @@ help:  ## list the targets
 
 $(VENV)/.lab: pyproject.toml constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[lab,loss-landscapes,scaling-laws]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[lab,loss-landscapes,losses,scaling-laws]'
 	@touch $@
 
 $(VENV)/.test: $(VENV)/.lab
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[lab,loss-landscapes,scaling-laws,test]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[lab,loss-landscapes,losses,scaling-laws,test]'
 	@touch $@
 
 lab: $(VENV)/.lab  ## open JupyterLab on the index notebook

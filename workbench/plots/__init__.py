@@ -10,6 +10,7 @@ from typing import Any
 
 _HOMES = {
     "theme": ("style", "template", "palette"),
+    "critical_difference": ("rank_diagram",),
     "mpl": ("reliability", "compare", "line_band", "heatmap", "surface", "strip"),
     "explorer": (
         "Axis", "Band", "Bars", "Choice", "Diagonal", "Explorer", "HLine", "Handle", "HeatMap",

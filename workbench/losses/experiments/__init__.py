@@ -1,0 +1,1 @@
+"""Experiments of the losses notebook: functions that `run.seeds` calls."""
