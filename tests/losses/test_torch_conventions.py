@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from workbench.losses import (
+    aggregate_responses,
     anyloss,
     baselines,
     comp_sum,
@@ -34,8 +35,18 @@ OTHERS: dict[str, Callable[[float], Callable[..., torch.Tensor]]] = {
     "batch dice": lambda v: dice_loss.BatchDice(alpha=v),
     "AnyLoss, one against rest": lambda v: lambda h, y: anyloss.one_vs_rest(h, y, L=10 * v),
     "EnsLoss, one against rest": lambda v: lambda h, y: ensloss.one_vs_rest(h, y, lam=v),
+    "bag means": lambda v: bag_means(aggregate_responses.AggregateLoss(rho=v / 2)),
 }
 VALUES = (0.5, 1.5, 0.8)
+
+
+def bag_means(loss):
+    """Logits as predictions of bags of two, whose mean responses are the labels' means."""
+
+    def of(logits, y):
+        return loss(logits.view(4, 2, 5).movedim(-1, 0), y.view(4, 2).float().mean(1).expand(5, 4))
+
+    return of
 
 
 def draw(seed=0):

@@ -50,7 +50,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from workbench.lab import checks
-from workbench.losses.conventions import floating, full, single
+from workbench.losses.conventions import floating, fraction, full, single
 
 Pointwise = Callable[[Tensor, Tensor], Tensor]  # predictions, responses -> losses, same shape
 
@@ -109,8 +109,8 @@ def interpolated_loss(
 
     Reference: Javanmard et al. (2024), arXiv 2401.11081, the interpolating loss.
     """
-    if not checks.is_tensor(rho):
-        rho = checks.fraction(rho, "rho")
+    if not isinstance(rho, Tensor):
+        rho = fraction(rho, "rho")
     bag, instance = bag_loss(pred, ybar, loss), instance_loss(pred, ybar, loss)
     return bag + rho * (instance - bag)
 
