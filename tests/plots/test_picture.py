@@ -50,6 +50,32 @@ def test_paper_is_white_where_a_picture_was_transparent():
     assert (pixels(picture.smaller(stream.getvalue())) == 255).all()
 
 
+def test_fills_and_lines_keep_their_exact_colours():
+    made = Figure(figsize=(4, 4))
+    ax = made.add_subplot()
+    ax.imshow(np.arange(64.0).reshape(8, 8), cmap="viridis")
+    before, after = full(made), picture.png(made)
+    colours, counts = np.unique(pixels(before).reshape(-1, 3), axis=0, return_counts=True)
+    kept = {tuple(c) for c in np.unique(pixels(after).reshape(-1, 3), axis=0)}
+    frequent = colours[np.argsort(-counts)[:65]]
+    assert all(tuple(c) in kept for c in frequent)  # 64 cells and the paper
+
+
+def test_a_smooth_map_shows_no_bands():
+    made = Figure(figsize=(5, 4))
+    z = np.linspace(0, 1, 41)
+    made.add_subplot().imshow(np.sin(3 * z[:, None]) + z**2, cmap="RdBu")
+    off = np.abs(pixels(picture.png(made)) - pixels(full(made)))
+    assert off.max() < 25 and np.quantile(off, 0.99) <= 6
+
+
+def test_a_photograph_comes_back_unchanged():
+    noise = np.random.default_rng(0).integers(0, 256, (60, 60, 3), dtype=np.uint8)
+    stream = io.BytesIO()
+    Image.fromarray(noise).save(stream, format="png")
+    assert picture.smaller(stream.getvalue()) == stream.getvalue()
+
+
 def test_nothing_grows():
     stream = io.BytesIO()
     Image.new("1", (2, 2)).save(stream, format="png", optimize=True)
