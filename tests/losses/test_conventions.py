@@ -231,6 +231,29 @@ def test_sums_add_up_over_blocks(small_blocks):
         torch.testing.assert_close(found, expected)
 
 
+def test_a_slope_in_closed_form_is_used_and_second_derivatives_still_work(small_blocks):
+    logits, g = draw((23, 4))
+    y = torch.randint(0, 4, (23,), generator=g)
+    seen = []
+
+    def slope(h, grads, c):
+        seen.append(len(h))
+        p = h.softmax(1)
+        steep = 2 * p * grads[0]
+        return streaming.through_softmax(p, steep.scatter_add(1, c[:, None], grads[1][c][:, None]))
+
+    def score(h, **options):
+        squares, hits = streaming.sums(plain_dice, h, y, **options)
+        return (hits / (squares + 1)).sum()
+
+    logits = logits.double().requires_grad_()
+    (closed,) = torch.autograd.grad(score(logits, slope=slope), logits)
+    (plain,) = torch.autograd.grad(score(logits), logits)
+    assert seen == [3] * 7 + [2]
+    torch.testing.assert_close(closed, plain)
+    assert torch.autograd.gradgradcheck(lambda h: score(h, slope=slope), logits)
+
+
 def test_targets_that_need_gradients_get_them(small_blocks):
     logits, g = draw((7, 4))
     q = torch.rand(7, 4, generator=g).softmax(1).requires_grad_()

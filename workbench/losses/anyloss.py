@@ -212,8 +212,16 @@ def one_vs_rest(
             hits = torch.zeros_like(hat[..., 0, :]).scatter_add(-1, c, own)
             return (w[..., None, :] @ hat)[..., 0, :], hits
 
+        def slope(h: Tensor, grads: tuple[Tensor, ...], c: Tensor, w: Tensor) -> Tensor:
+            p, at = full(h).softmax(-1), c[:, None]
+            hat = p.mul(L).sub_(L / 2).sigmoid_()
+            own = hat.gather(1, at)
+            steep = torch.addcmul(hat, hat, hat, value=-1).mul_(grads[0])
+            steep.scatter_add_(1, at, own * (1 - own) * grads[1][at])
+            return streaming.through_softmax(p, steep.mul_(L * w[:, None]))
+
         share = kept.to(full(logits).dtype)
-        predicted, tp = streaming.sums(totals, logits, labels, share)
+        predicted, tp = streaming.sums(totals, logits, labels, share, slope=slope)
         support = torch.zeros_like(tp).scatter_add(-1, labels, share)
         fp = predicted - tp
         tn = share.sum(-1, keepdim=True) - support - fp

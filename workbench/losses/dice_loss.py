@@ -269,7 +269,11 @@ def batch_dice(
             full = conventions.full(logits)
             sums = _hardest(ohem_ratio, alpha, power, full, labels, kept)
         else:
-            sums = streaming.sums(partial(_sums, alpha, power), logits, labels, kept)
+            closed = alpha == 0 and not labels.is_floating_point()
+            sums = streaming.sums(
+                partial(_sums, alpha, power), logits, labels, kept,
+                slope=partial(_slope, power) if closed else None,
+            )  # fmt: skip
         both, predicted, labelled = sums
         values = 1 - (2 * both + smooth) / (predicted + labelled + smooth)
         if weight is not None:
@@ -471,6 +475,14 @@ def _sums(alpha: float, power: int, h: Tensor, labels: Tensor, kept: Tensor) -> 
     nothing = torch.zeros_like(predicted)
     number = nothing.detach().scatter_add(-1, labels, kept)
     return nothing.scatter_add(-1, labels, own), predicted, number
+
+
+def _slope(power: int, h: Tensor, grads: Sums, labels: Tensor, kept: Tensor) -> Tensor:
+    """Gradient of the first two of `_sums` in the logits (n, k), at alpha = 0, for classes."""
+    p, at = conventions.full(h).softmax(-1), labels[:, None]
+    steep = p * (2 * grads[1]) if power == 2 else grads[1].expand_as(p).contiguous()
+    steep.scatter_add_(1, at, grads[0][at])
+    return streaming.through_softmax(p, steep.mul_(kept[:, None]))
 
 
 def _hardest(
