@@ -153,7 +153,7 @@ def _write_readme(table: pd.DataFrame) -> None:
     begin, end = "<!-- bench:begin -->", "<!-- bench:end -->"
     lines = ["| Operation | Against | Ours | Peer | Ratio | Bar |", "|---|---|---|---|---|---|"]
     for row in table.to_dict("records"):
-        bar = "" if math.isnan(row["bar"]) else f"{row['bar']:g}x"
+        bar = "" if math.isnan(row["bar"]) else f"{row['bar']:.3g}x"
         ours, peer = _seconds(row["ours_s"]), _seconds(row["peer_s"])
         ratio = f"**{row['ratio']:.3g}x**"
         lines.append(f"| {row['operation']} | {row['peer']} | {ours} | {peer} | {ratio} | {bar} |")
@@ -175,7 +175,7 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
         terminalreporter.line(
             form.format(
                 row["operation"], row["peer"], _seconds(row["ours_s"]), _seconds(row["peer_s"]),
-                f"{row['ratio']:.1f}x", "" if row["bar"] is None else f"{row['bar']:g}x",
+                f"{row['ratio']:.1f}x", "" if row["bar"] is None else f"{row['bar']:.3g}x",
                 "" if math.isnan(row["memory_mb"]) else f"{row['memory_mb']:.0f} MB",
             )
         )  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import copy
 import datetime
 import json
@@ -92,31 +93,13 @@ def _clean(output: nbformat.NotebookNode, count: int) -> nbformat.NotebookNode:
         output.data["text/html"] = catalogue.paper_html(card[1])
         output.data["text/plain"] = catalogue.paper_text(card[1])
     if "image/png" in output.get("data", {}):
-        output.data["image/png"] = smaller(output.data["image/png"])
+        from workbench.plots import picture
+
+        drawn = base64.b64decode(output.data["image/png"])
+        output.data["image/png"] = base64.b64encode(picture.smaller(drawn)).decode()
     if EXPLORER in output.get("data", {}):  # as text: a notebook puts each number on its own line
         output.data[EXPLORER] = json.dumps(output.data[EXPLORER], separators=(",", ":"))
     return output
-
-
-def smaller(picture: str) -> str:
-    """A base64 PNG with a palette of 40 colours where that takes fewer bytes.
-
-    Figures have few colours; a notebook of them shrinks to a quarter. Chosen by coverage, the
-    palette keeps what is small and bright; the usual median cut turned orange dots grey.
-    """
-    import base64
-    import io
-
-    from PIL import Image
-
-    stream = io.BytesIO()
-    with Image.open(io.BytesIO(base64.b64decode(picture))) as image:
-        plain = image.convert("RGB").quantize(
-            40, method=Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE
-        )
-        plain.save(stream, format="PNG", optimize=True)
-    packed = base64.b64encode(stream.getvalue()).decode()
-    return packed if len(packed) < len(picture) else picture
 
 
 def timings_file() -> Path:

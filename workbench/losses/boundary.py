@@ -193,9 +193,10 @@ def points(x: Any, y: Any, *, seed: int = 0, most: int = 300) -> Points:
         parts[0].append(rows[:half][:share])
         parts[1].append(rows[half:][:share])
     train, test = (np.concatenate(p) for p in parts)
-    scaled = (x - x[train].mean(0)) / (x[train].std(0) + 1e-12)
-    target = (y == classes[1]).astype(float)
-    return Points(scaled[train], target[train], rng.random(len(train)), scaled[test], target[test])
+    # three decimals: what can be seen, and what an exported page carries
+    scaled = np.round((x - x[train].mean(0)) / (x[train].std(0) + 1e-12), 3)
+    target, u = (y == classes[1]).astype(float), np.round(rng.random(len(train)), 3)
+    return Points(scaled[train], target[train], u, scaled[test], target[test])
 
 
 def moons(seed: int = 0) -> Points:

@@ -24,8 +24,8 @@ from workbench.plots.explorer import (
     VLine,
 )
 
-POINTS = 97  # margins from -3 to 3
-EXCESS = np.linspace(0, 0.7, 36)
+POINTS = 73  # margins from -3 to 3
+EXCESS = np.linspace(0, 0.7, 29)
 SIGNS = ("convex", "not convex")
 
 SCRIPT = """
@@ -134,8 +134,8 @@ def explore(
         controls=[
             Choice("first", "First loss", names, value=names[0]),
             Choice("second", "Second loss", names, value=names[1]),
-            Slider("margin", "Margin z = y f(x)", -3, 3, value=-1.0, step=0.0625),
-            Slider("excess", "Excess risk of the surrogate", 0, 0.7, value=0.1, step=0.01),
+            Slider("margin", "Margin z = y f(x)", -3, 3, value=-1.0, step=0.125),
+            Slider("excess", "Excess risk of the surrogate", 0, 0.7, value=0.1, step=0.025),
         ],
         compute=compute,
         panels=[

@@ -23,7 +23,7 @@ from workbench.plots.explorer import (
     VLine,
 )
 
-GRID = np.linspace(-boundary.REACH, boundary.REACH, 41)
+GRID = np.linspace(-boundary.REACH, boundary.REACH, 33)
 RATIOS = (1, 2, 5, 10, 20, 50)
 METRICS = ("accuracy", "balanced", "F1")
 REFERENCE = "logistic"
@@ -225,8 +225,8 @@ def playground(
     names = list(pulls)
     square = (-boundary.REACH, boundary.REACH)
     data = {
-        "x0": points.x[:, 0], "x1": points.x[:, 1], "y": points.y, "u": points.u,
-        "t0": points.x_test[:, 0], "t1": points.x_test[:, 1], "ty": points.y_test,
+        "x0": points.x[:, 0], "x1": points.x[:, 1], "y": points.y.astype(int), "u": points.u,
+        "t0": points.x_test[:, 0], "t1": points.x_test[:, 1], "ty": points.y_test.astype(int),
         "grid": GRID, "reach": boundary.REACH, "side": boundary.SIDE, "steep": boundary.STEEP,
         "steps": boundary.STEPS, "rate": boundary.RATE, "decay": boundary.DECAY,
         "metrics": list(METRICS), "reference": REFERENCE,

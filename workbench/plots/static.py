@@ -2,20 +2,11 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from workbench.plots import (
-    bindings,
-    escape,
-    fields,
-    layout,
-    marks,
-    passages,
-    picture,
-    theme,
-    traces,
-)
+from workbench.plots import bindings, escape, fields, layout, marks, passages, theme, traces
 from workbench.plots.panels import Axis, Panel, Passage, labelled
 
 if TYPE_CHECKING:
@@ -101,7 +92,9 @@ def readouts(explorer: Explorer, result: Result) -> list[tuple[str, str, str]]:
 
 def png(explorer: Explorer, state: Mapping[str, Any], dpi: int = 100) -> bytes:
     """The static face as a picture."""
-    return picture.png(figure(explorer, state), dpi)
+    stream = io.BytesIO()
+    figure(explorer, state).savefig(stream, format="png", dpi=dpi)
+    return stream.getvalue()
 
 
 # ---- one panel

@@ -129,16 +129,11 @@ def rc() -> Any:
 class style:
     """Switch matplotlib to this look; as a context manager, only inside the block.
 
-    `plots.style()` in a set-up cell holds for the notebook, `with plots.style():` for a block. In a
-    notebook it also has figures stored with a palette, at a third of the bytes.
+    `plots.style()` in a set-up cell holds for the notebook, `with plots.style():` for a block.
     """
 
     def __init__(self) -> None:
         import matplotlib
-
-        from workbench.plots import picture
-
-        picture.in_notebook()
 
         new = rc()
         self._before: Any = {key: matplotlib.rcParams[key] for key in new}
