@@ -154,7 +154,7 @@ def explore_ldr(shares: Shares | None = None, **state: Any) -> Explorer:
 
     panels = [
         Panel(
-            "The adversary puts {share:.0%} on the label",
+            "{share:.0%} on the label",
             x=Axis("label to rival 1", (-0.12, 1.14)),
             y=Axis("weight of rival 2", (-0.2, 1.02)),
             draws=[
@@ -165,10 +165,10 @@ def explore_ldr(shares: Shares | None = None, **state: Any) -> Explorer:
                 Points("name_x", "name_y", text="name", color="grey", size=0.1),
                 Points("here_x", "here_y", color="vermillion", symbol="diamond", size=13),
             ],
-            square=True, legend=False,
+            square=True, legend=False, weight=1.5,
         ),
         Panel(
-            "From the largest violation, {largest:.2f}, to the mean, {mean:.2f}",
+            "From largest {largest:.2f} to mean {mean:.2f}",
             x=Axis("λ", (0.05, 50), log=True), y=Axis("loss ψ", (-2, 3.3)),
             draws=[
                 HLine("largest", color="grey"), HLine("mean", color="grey"),
@@ -196,7 +196,7 @@ def explore_ldr(shares: Shares | None = None, **state: Any) -> Explorer:
         ]
         panels.append(
             Panel(
-                "Epoch {epoch}: mean {clean_mean:.3f} clean, {flipped_mean:.3f} flipped",
+                "Clean {clean_mean:.3f}, flipped {flipped_mean:.3f}",
                 x=Axis("λ of a training row / λ₀", (0.49, 1.01)),
                 y=Axis("rows / tallest bar", (0, 1.05)),
                 draws=[
